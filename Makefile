@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SETTINGS := pyproject.toml constraints.txt
+
+.PHONY: test lint types tests nightly demo clean
+
+test: lint types tests ## everything that CI runs
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+tests: .venv/dev
+	$(BIN)/python -m pytest --doctest-modules -n 2 helios tests property_tests
+
+nightly: .venv/dev ## the laws with 10,000 examples each
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 property_tests
+
+demo: .venv/demo ## trains a classifier of handwritten digits
+	$(BIN)/python -m helios.examples.digits
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo: .venv/bin/python $(SETTINGS)
+	$(INSTALL) --editable '.[demo]'
+	@touch $@
+
+.venv/dev: .venv/bin/python $(SETTINGS)
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ .venv/demo
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis

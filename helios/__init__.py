@@ -1,0 +1,33 @@
+"""Training for PyTorch with a functional core: exact resume, exact counting, no boilerplate."""
+
+from helios import data as data
+from helios import errors as errors
+from helios import model as model
+from helios import optim as optim
+from helios import plugins as plugins
+from helios import trainer as trainer
+from helios.data import DataModule as DataModule
+from helios.functional import Carry as Carry
+from helios.functional import Loss as Loss
+from helios.functional import LossScale as LossScale
+from helios.functional import Mean as Mean
+from helios.functional import Objective as Objective
+from helios.functional import Plan as Plan
+from helios.functional import Policy as Policy
+from helios.functional import digest as digest
+from helios.functional import first_difference as first_difference
+from helios.functional import fold as fold
+from helios.functional import init_state as init_state
+from helios.functional import make_step as make_step
+from helios.functional import schedule as schedule
+from helios.functional import train_key as train_key
+from helios.functional import verify as verify
+from helios.model import Model as Model
+from helios.model import Monitor as Monitor
+from helios.plugins import Plugin as Plugin
+from helios.trainer import Trainer as Trainer
+from helios.trainer import TrainingState as TrainingState
+from helios.trainer import TrainingUnit as TrainingUnit
+from helios.trainer.replay import recorded_digests as recorded_digests
+from helios.trainer.replay import replay as replay
+from helios.version import __version__ as __version__

@@ -1,0 +1,92 @@
+"""Worker processes: deaf to the signals that ask for a checkpoint, and ended on the spot."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import wait
+from typing import Any
+
+_TORCH_SAYS = "DataLoader worker (pid"
+_PATIENCE = 5.0  # seconds for a worker that has hung up to be gone
+
+
+def shield(worker_id: int) -> None:
+    """Make a worker process deaf to SIGINT, and to a SIGTERM that its parent did not send.
+
+    Both reach the whole process group when a run is asked to stop. The run still needs its
+    workers then, to come to the next checkpoint; it ends them itself.
+
+    Args:
+        worker_id: the number of the worker; unused, it is what torch passes.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if hasattr(signal, "sigwaitinfo"):
+        # Only `sigwaitinfo` says who sent a signal. A thread waits for it, so that a worker which
+        # hangs in its dataset can still be terminated by the run.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Start workers that will call `shield`: until they do, those signals wait for them."""
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _obey_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def cause_of_death(iterator: Any, error: Exception) -> str | None:
+    """Say how a worker died, if that is where an error of fetching came from.
+
+    A dying worker shows as one of several errors, whichever comes first.
+
+    Args:
+        iterator: of a `torch.utils.data.DataLoader`.
+        error: what asking it for a batch raised.
+    """
+    workers = getattr(iterator, "_workers", ())
+    lost = isinstance(error, (ConnectionError, EOFError)) or str(error).startswith(_TORCH_SAYS)
+    if not workers or not lost:
+        return None
+    with contextlib.suppress(RuntimeError):  # torch raises at a worker's end, wherever we are
+        wait([worker.sentinel for worker in workers], timeout=_PATIENCE)
+    for number, worker in enumerate(workers):
+        if worker.exitcode is not None and worker.exitcode < 0:
+            return f"worker {number} was ended by {signal.Signals(-worker.exitcode).name}"
+        if worker.exitcode:
+            return f"worker {number} exited with status {worker.exitcode}"
+    return None
+
+
+def end_workers(iterator: Any) -> None:
+    """End the workers of a `torch.utils.data.DataLoader`'s iterator, if it has any, now."""
+    shut_down = getattr(iterator, "_shutdown_workers", None)
+    if shut_down is None:
+        return
+    try:
+        shut_down()
+    except RuntimeError as error:
+        # One died just now. It has ended the others before it let this through.
+        if not str(error).startswith(_TORCH_SAYS):
+            raise
+    for worker in iterator._workers:
+        if worker.is_alive():
+            worker.kill()
+        worker.join()

@@ -1,0 +1,62 @@
+"""The named errors of helios.
+
+Every message says what was received, what was expected and what to do. Errors that stand for a bad
+argument are also ``ValueError`` or ``TypeError``, so that code which knows nothing of helios can
+catch them.
+"""
+
+
+class HeliosError(Exception):
+    """The base of every error that helios names."""
+
+
+class ConsumedStateError(HeliosError, RuntimeError):
+    """A state was used after a donated step had taken its tensors."""
+
+
+class LossError(HeliosError, TypeError):
+    """A loss function returned something that cannot be trained on."""
+
+
+class ModelError(HeliosError, ValueError):
+    """A model cannot be trained as it stands."""
+
+
+class NonFiniteError(HeliosError, ArithmeticError):
+    """A loss or a gradient was NaN or infinite; no parameter was updated with it."""
+
+
+class StateMismatchError(HeliosError, ValueError):
+    """A state does not have the tree, shapes or dtypes that were expected."""
+
+
+class SerialisationError(HeliosError, ValueError):
+    """Bytes could not be read as a state, or a state holds what cannot be written."""
+
+
+class DataError(HeliosError, ValueError):
+    """A dataset or a loader cannot be trained on as it stands."""
+
+
+class CheckpointError(HeliosError, RuntimeError):
+    """A checkpoint could not be written or read."""
+
+
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint was written by a newer helios."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """A checkpoint's bytes are not what was written."""
+
+
+class ResumeError(CheckpointError):
+    """A checkpoint is sound, but this run cannot go on from it exactly."""
+
+
+class RegistryError(HeliosError, KeyError):
+    """A name is not in a registry, or is there twice."""
+
+    def __str__(self) -> str:
+        """Return the message as written; ``KeyError`` would quote it."""
+        return str(self.args[0]) if self.args else ""

@@ -1,0 +1,202 @@
+"""The engines that turn a loss into gradients. One kernel runs on any of them.
+
+Both take the state's tensors and a batch, and add the gradients of the batch to those of the window
+so far. ``autograd`` is the reference: plain PyTorch on a module that holds the state's tensors, at
+the speed of a hand-written loop, and the gradients are those that ``loss.backward()`` leaves in
+``.grad``. ``func`` goes through ``torch.func``, costs about twice as much where operator overhead
+dominates, and is what ``vmap`` and whole-step compilation need.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+import torch
+from torch import nn
+
+from helios.functional.binding import Binding
+from helios.functional.loss import Loss, Objective, check_differentiable, read_loss
+from helios.functional.precision import Policy
+from helios.functional.transformation import Tensors
+from helios.functional.tree import flatten, unflatten
+
+
+class Gradients(msgspec.Struct, frozen=True, eq=False):
+    """What an engine gives back.
+
+    Args:
+        loss: the loss of the micro-batch, without its graph; unscaled.
+        grads: gradients by path, summed over the window so far; scaled, if there is a loss scale.
+        params: the parameters after the forward pass; only frozen ones may have changed.
+        buffers: the buffers after the forward pass.
+    """
+
+    loss: Loss
+    grads: Tensors
+    params: Tensors
+    buffers: Tensors
+
+
+class Engine(Protocol):
+    """Compute a loss and its gradients. The tensors given may be overwritten."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        trained: tuple[str, ...],
+        params: Tensors,
+        buffers: Tensors,
+        window: Tensors,
+        batch: Any,
+        scale: float,
+    ) -> Gradients:
+        """Run one micro-batch.
+
+        Args:
+            objective: whose loss to compute.
+            trained: the paths of the parameters to differentiate for.
+            params: the parameters by path.
+            buffers: the buffers by path.
+            window: the gradients of the window so far.
+            batch: one micro-batch.
+            scale: the factor on the loss before it is differentiated.
+        """
+        ...
+
+
+class AutogradEngine:
+    """``loss.backward()`` on the module itself, holding the state's tensors.
+
+    A parameter that took no part in the loss has no gradient, as in a hand-written loop: the
+    optimizer leaves it alone, weight decay included.
+    """
+
+    def __init__(self, binding: Binding, policy: Policy) -> None:
+        self._binding = binding
+        self._policy = policy
+        self._device_type = next(iter(binding.parameters.values())).device.type
+
+    def __call__(
+        self,
+        objective: Objective,
+        trained: tuple[str, ...],
+        params: Tensors,
+        buffers: Tensors,
+        window: Tensors,
+        batch: Any,
+        scale: float,
+    ) -> Gradients:
+        """Run one micro-batch; see `Engine`."""
+        binding = self._binding
+        binding.lend(params, buffers)
+        leaves = [binding.parameters[name] for name in trained]
+        if window:
+            for name, leaf in zip(trained, leaves, strict=True):
+                leaf.grad = window.get(name)
+        try:
+            with torch.enable_grad():
+                if self._policy.dtype is None:
+                    output = objective.loss(batch)
+                else:
+                    with self._policy.context(self._device_type):
+                        output = objective.loss(batch)
+                loss = read_loss(output, objective.name)
+                check_differentiable(loss, objective.name)
+                total = loss.total if scale == 1.0 else loss.total * scale
+                torch.autograd.backward(total, inputs=leaves)
+            grads = {
+                name: grad
+                for name, leaf in zip(trained, leaves, strict=True)
+                if (grad := leaf.grad) is not None
+            }
+        finally:
+            for leaf in leaves:
+                leaf.grad = None
+        return Gradients(
+            _without_graph(loss),
+            grads,
+            binding.parameters_after(params) if binding.frozen else params,
+            binding.buffers(buffers) if buffers else buffers,
+        )
+
+
+class FuncEngine:
+    """``torch.func.grad`` of the loss as a function of the parameters.
+
+    Every trained parameter gets a gradient, zero where it took no part.
+    """
+
+    def __init__(self, binding: Binding, policy: Policy) -> None:
+        self._binding = binding
+        self._policy = policy
+        self._device_type = next(iter(binding.parameters.values())).device.type
+
+    def __call__(
+        self,
+        objective: Objective,
+        trained: tuple[str, ...],
+        params: Tensors,
+        buffers: Tensors,
+        window: Tensors,
+        batch: Any,
+        scale: float,
+    ) -> Gradients:
+        """Run one micro-batch; see `Engine`."""
+        wrapper = _WithBuffers(self._binding.module, objective)
+        fixed = {name: tensor for name, tensor in params.items() if name not in trained}
+        plain: list[Any] = []  # what is no tensor cannot leave a transform, and goes around it
+
+        def scaled(wanted: Tensors) -> tuple[torch.Tensor, tuple[list[torch.Tensor], Tensors]]:
+            # Buffers are updated in place: a transform forbids that on tensors from outside of it.
+            own = {name: buffer.clone() for name, buffer in buffers.items()}
+            tensors = {f"inner.{n}": t for n, t in {**fixed, **wanted, **own}.items()}
+            with self._policy.context(self._device_type):
+                loss, after = torch.func.functional_call(wrapper, tensors, (batch,))
+            parts, structure = flatten((loss.total, loss.weight, dict(loss.metrics)))
+            where = [i for i, part in enumerate(parts) if isinstance(part, torch.Tensor)]
+            values = [parts[i] for i in where]
+            for i in where:
+                parts[i] = None
+            plain[:] = parts, where, structure
+            return loss.total * scale, (values, after)
+
+        with torch.enable_grad():
+            wanted = {name: params[name] for name in trained}
+            grads, (values, after) = torch.func.grad(scaled, has_aux=True)(wanted)
+        parts, where, structure = plain
+        for i, value in zip(where, values, strict=True):
+            parts[i] = value
+        loss = Loss(*unflatten(structure, parts))
+        for name, earlier in window.items():
+            grads[name] = earlier + grads[name]
+        return Gradients(
+            _without_graph(loss), grads, params, {n: t.detach() for n, t in after.items()}
+        )
+
+
+class _WithBuffers(nn.Module):
+    """Returns the buffers beside the loss, so that reassigned ones are not lost."""
+
+    def __init__(self, inner: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.inner = inner
+        self._objective = objective
+
+    def forward(self, batch: Any) -> tuple[Loss, Tensors]:
+        loss = read_loss(self._objective.loss(batch), self._objective.name)
+        return loss, dict(self.inner.named_buffers())
+
+
+def _without_graph(loss: Loss) -> Loss:
+    weight = loss.weight
+    if isinstance(weight, torch.Tensor):
+        weight = weight.detach()
+    return Loss(loss.total.detach(), weight, loss.metrics)
+
+
+ENGINES: dict[str, type[AutogradEngine] | type[FuncEngine]] = {
+    "autograd": AutogradEngine,
+    "func": FuncEngine,
+}
+"""The engines by name."""

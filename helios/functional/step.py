@@ -1,0 +1,372 @@
+"""The pure step: ``(state, batch) -> state``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from msgspec.structs import replace
+from torch import nn
+
+from helios.errors import ModelError, NonFiniteError
+from helios.functional import accumulate, metrics, rng
+from helios.functional.binding import Binding, in_mode
+from helios.functional.gradients import ENGINES, Engine
+from helios.functional.loss import Loss, Objective
+from helios.functional.precision import Policy
+from helios.functional.schedule import Plan, closes_window
+from helios.functional.state import (
+    COUNTERS,
+    Accumulator,
+    Carry,
+    TrainingState,
+    begin_batch,
+    consume,
+    end_batch,
+    take_carry,
+)
+from helios.functional.transformation import Tensors
+from helios.functional.tree import clone
+
+
+class Averaging(Protocol):
+    """An average of the parameters over updates, such as `helios.optim.average` makes."""
+
+    def init(self, params: Tensors) -> Tensors:
+        """Return the average before the first update."""
+        ...
+
+    def update(
+        self, average: Tensors, params: Tensors, count: int, *, donate: bool = False
+    ) -> Tensors:
+        """Return the average after one more update; ``count`` updates came before it."""
+        ...
+
+
+class Trainable(Protocol):
+    """What the core asks of a model, beside being an ``nn.Module``."""
+
+    def prepare(self, seed: int) -> None:
+        """Run ``setup()`` if it has not run yet."""
+        ...
+
+    def objectives(self) -> Sequence[Objective]:
+        """Return the objectives, in the order in which a step folds them."""
+        ...
+
+    @property
+    def precision(self) -> Policy:
+        """Return the precision policy."""
+        ...
+
+    @property
+    def average(self) -> Averaging | None:
+        """Return the average to keep of the parameters, if any."""
+        ...
+
+
+def init_state(model: Any, seed: int = rng.DEFAULT_SEED) -> TrainingState:
+    """Return the state of a run before its first micro-batch.
+
+    Args:
+        model: a `helios.Model`. Its ``setup()`` is run under a key of the seed, if it has not run
+            yet; if it has, its parameters are taken as they are.
+        seed: the seed of the run.
+
+    Returns:
+        A state that shares no storage with the model.
+
+    Raises:
+        ModelError: if the model has no parameters, or no optimizer.
+    """
+    model.prepare(seed)
+    custom = custom_step(model)
+    if custom is not None and hasattr(model, "init_carry"):
+        return TrainingState(seed=seed, carry=model.init_carry())
+    params, buffers = Binding(model).read()
+    trained = _trained_names(model)
+    average = model.average
+    return TrainingState(
+        seed=seed,
+        carry=Carry(
+            params=params,
+            buffers=buffers,
+            opt_state={
+                objective.name: objective.optimizer.init({n: params[n] for n in names})
+                for objective, names in trained
+            },
+            accumulators={objective.name: accumulate.EMPTY for objective, _ in trained},
+            scale=model.precision.initial_scale(),
+            average=None if average is None else average.init(params),
+        ),
+    )
+
+
+def make_step(model: Any, plan: Plan | None = None, *, engine: str = "autograd") -> Step:
+    """Return the step of a model as a function of a state and a batch.
+
+    Args:
+        model: a `helios.Model`.
+        plan: (optional) where accumulation windows end. Without one, every micro-batch is a window.
+        engine: ``"autograd"`` or ``"func"``; see `helios.functional.gradients`.
+
+    Returns:
+        The step.
+
+    Raises:
+        ModelError: if the model has no parameters, or no optimizer.
+        ValueError: if there is no such engine.
+
+    Law:
+        The inputs keep their bits, and the outputs share no storage with them
+        (``property_tests/test_step_purity.py``).
+    """
+    return Step(model, Plan() if plan is None else plan, engine)
+
+
+class Step:
+    """A pure function from ``(state, batch)`` to the next state.
+
+    Calling it leaves the state, the model, the global random generators, the gradient mode and the
+    modules' training flags as they were. With ``donate=True`` it computes the same bits without the
+    copies: the state given is consumed, and the model holds the tensors of the state returned.
+    """
+
+    def __init__(self, model: Any, plan: Plan, engine: str = "autograd") -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine: received {engine!r}; expected one of {sorted(ENGINES)}")
+        model.prepare(rng.DEFAULT_SEED)
+        self.plan = plan
+        self._custom = custom_step(model)
+        self._average: Averaging | None = model.average
+        self._binding: Binding | None = None
+        if self._custom is None or any(True for _ in model.parameters()):
+            self._binding = Binding(model)
+        self._trained = () if self._custom is not None else _trained_names(model)
+        self._all = tuple(self._binding.parameters) if self._binding is not None else ()
+        self._engine: Engine | None = None
+        if self._custom is None and self._binding is not None:
+            self._engine = ENGINES[engine](self._binding, model.precision)
+        self._subsets: tuple[Tensors | None, dict[str, Tensors]] = (None, {})
+
+    def __call__(
+        self, state: TrainingState, batch: Any, *, donate: bool = False, last: bool | None = None
+    ) -> TrainingState:
+        """Run one micro-batch.
+
+        Args:
+            state: the state after the previous micro-batch.
+            batch: one micro-batch, on the device of the state.
+            donate: whether the state may be consumed.
+            last: whether this is the last micro-batch of its epoch; by default the plan tells.
+
+        Returns:
+            The state after this micro-batch.
+
+        Raises:
+            ConsumedStateError: if the state was given to a donated step before.
+            LossError: if the loss is not a scalar tensor that requires grad.
+            NonFiniteError: if the loss or a gradient is NaN or infinite.
+        """
+        if last is None:
+            last = state.dataset_iter + 1 == self.plan.batches_per_epoch
+        begun = begin_batch(state, update=closes_window(self.plan, state, last))
+        try:
+            return end_batch(self.compute(begun, batch, donate=donate))
+        finally:
+            if donate:
+                consume(state)
+
+    def compute(self, state: TrainingState, batch: Any, *, donate: bool = False) -> TrainingState:
+        """Run the micro-batch that ``state``'s counters have already been advanced for.
+
+        The window closes here if ``state.window_iter`` is 0.
+        """
+        carry = take_carry(state)
+        if donate:
+            rng.seed_generators(self._key(state))
+            try:
+                return self._kernel(state, carry, batch)
+            finally:
+                consume(state)  # after a failure too: its tensors may be half way
+        saved = rng.generator_states()
+        rng.seed_generators(self._key(state))
+        try:
+            if self._binding is None:
+                return self._kernel(state, clone(carry), batch)
+            with self._binding.borrowed(), in_mode(self._binding.module, training=True):
+                return self._kernel(state, clone(carry), batch)
+        finally:
+            rng.restore_generators(saved)
+
+    @staticmethod
+    def _key(state: TrainingState) -> int:
+        return train_key(state.seed, state.global_iteration)
+
+    def _kernel(self, state: TrainingState, carry: Any, batch: Any) -> TrainingState:
+        """Fold the objectives over ``carry``, which may be overwritten."""
+        if self._custom is not None:
+            return _check_custom(state, self._custom(replace(state, carry=carry), batch))
+        assert self._engine is not None
+        update = state.window_iter == 0
+        samples = metrics.batch_size(batch)
+        params, buffers, scale = carry.params, carry.buffers, carry.scale
+        opt_state, windows = dict(carry.opt_state), dict(carry.accumulators)
+        recorded = carry.metrics
+        updated = finite = True
+        for objective, names in self._trained:
+            name = objective.name
+            window: Accumulator = windows[name]
+            factor = 1.0 if scale is None else scale.scale
+            result = self._engine(objective, names, params, buffers, window.grads, batch, factor)
+            params, buffers = result.params, result.buffers
+            recorded = _record(recorded, objective, result.loss, samples)
+            windows[name] = accumulate.add(window, result.loss, result.grads)
+            if not update:
+                continue
+            window, windows[name] = windows[name], accumulate.EMPTY
+            grads = accumulate.divide(window)
+            finite = accumulate.unscale(grads, window.total, factor)
+            updated = updated and finite
+            if finite:
+                params, opt_state[name] = self._update(
+                    objective, names, grads, opt_state[name], params
+                )
+            elif scale is None or not bool(torch.isfinite(window.total)):
+                raise NonFiniteError(_non_finite(state, objective, window, grads))
+        average = carry.average
+        if update:
+            scale = None if scale is None else scale.adjust(finite=updated)
+            if average is not None and self._average is not None and updated:
+                done = state.current_iteration - 1
+                average = self._average.update(average, params, done, donate=True)
+        return replace(
+            state,
+            carry=Carry(params, buffers, opt_state, windows, scale, average, recorded, carry.best),
+        )
+
+    def _update(
+        self,
+        objective: Objective,
+        names: tuple[str, ...],
+        grads: Tensors,
+        opt: Any,
+        params: Tensors,
+    ) -> tuple[Tensors, Any]:
+        """Apply one update to the parameters that an objective trains."""
+        if names == self._all:
+            return objective.optimizer.update(grads, opt, params, donate=True)
+        # The subset is the same dict from step to step, so that an optimizer bound to it stays so.
+        if self._subsets[0] is not params:
+            self._subsets = (
+                params,
+                {o.name: {n: params[n] for n in ns} for o, ns in self._trained},
+            )
+        subset = self._subsets[1][objective.name]
+        new, opt = objective.optimizer.update(grads, opt, subset, donate=True)
+        if all(new[n] is subset[n] for n in names):
+            return params, opt
+        return {**params, **new}, opt
+
+
+def train_key(seed: int, iteration: int, rank: int = 0) -> int:
+    """Return the key under which the loss of micro-batch ``iteration`` draws random numbers.
+
+    Args:
+        seed: the seed of the run.
+        iteration: the global iteration, 1 for the first micro-batch.
+        rank: the rank that computes it.
+
+    Example:
+        A hand-written loop that calls ``torch.manual_seed(train_key(seed, n))`` before its n-th
+        loss draws the dropout masks that `helios.Trainer` draws.
+
+        >>> train_key(0, 1) != train_key(0, 2)
+        True
+    """
+    return rng.fold(seed, "train", iteration, rank)
+
+
+def custom_step(model: Any) -> Any:
+    """Return the model's own ``step(state, batch)``, None if it has the ordinary one."""
+    step = getattr(model, "step", None)
+    return None if step is None or getattr(step, "is_default", False) else step
+
+
+def _trained_names(model: Any) -> tuple[tuple[Objective, tuple[str, ...]], ...]:
+    """Pair each objective with the paths of the parameters that it trains."""
+    parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+    pairs = []
+    for objective in model.objectives():
+        wanted = None
+        if objective.modules is not None:
+            wanted = {id(p) for module in objective.modules for p in module.parameters()}
+        names = tuple(
+            name
+            for name, parameter in parameters.items()
+            if parameter.requires_grad and (wanted is None or id(parameter) in wanted)
+        )
+        if not names:
+            raise ModelError(
+                f"objective {objective.name!r} trains no parameter: the model has "
+                f"{len(parameters)}, of which {sum(p.requires_grad for p in parameters.values())} "
+                "require grad and none is in its modules"
+            )
+        pairs.append((objective, names))
+    if len({objective.name for objective, _ in pairs}) != len(pairs):
+        raise ModelError(f"two objectives have one name: {[o.name for o, _ in pairs]}")
+    return tuple(pairs)
+
+
+def _record(
+    recorded: metrics.Metrics, objective: Objective, loss: Loss, samples: int
+) -> metrics.Metrics:
+    return metrics.merge(recorded, loss_metrics(objective.metric, loss, samples))
+
+
+def loss_metrics(name: str, loss: Loss, samples: int) -> metrics.Metrics:
+    """Return what one loss counts into the metrics: itself, and the metrics beside it.
+
+    Args:
+        name: the name of the loss among the metrics.
+        loss: the loss.
+        samples: samples in the batch, the weight of a loss without a weight of its own.
+    """
+    if loss.weight is None:
+        mean = metrics.as_mean(name, loss.total, samples)
+    else:
+        mean = metrics.as_mean(name, metrics.Mean(loss.total, loss.weight), samples)
+    return {name: mean, **{n: metrics.as_mean(n, v, samples) for n, v in loss.metrics.items()}}
+
+
+def _check_custom(before: TrainingState, after: Any) -> TrainingState:
+    if not isinstance(after, TrainingState):
+        raise ModelError(
+            f"step() returned a {type(after).__name__}; expected the next TrainingState, such as "
+            "msgspec.structs.replace(state, carry=new_carry)"
+        )
+    changed = [
+        n for n in (*COUNTERS, "seed", "window_iter") if getattr(before, n) != getattr(after, n)
+    ]
+    if changed:
+        raise ModelError(
+            f"step() changed {changed}; expected it to change the carry alone: the counters are "
+            "already advanced when it is called"
+        )
+    return after
+
+
+def _non_finite(
+    state: TrainingState, objective: Objective, window: Accumulator, grads: Tensors
+) -> str:
+    bad = [name for name, grad in grads.items() if not bool(torch.isfinite(grad).all())]
+    loss = float(window.total) / float(window.weight) if float(window.weight) else float("nan")
+    where = f"{len(bad)} gradient(s) are not finite: {', '.join(bad[:5])}" if bad else "the loss"
+    return (
+        f"update {state.current_iteration} (global iteration {state.global_iteration}, epoch "
+        f"{state.global_epoch}), {objective.metric} = {loss}, window weight "
+        f"{float(window.weight)}: {where} is NaN or infinite. No parameter was updated with it. "
+        "Replay it from the last checkpoint with helios.replay(), and look at the batch, the "
+        "learning rate, and divisions or logarithms in the loss."
+    )

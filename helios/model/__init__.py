@@ -1,0 +1,6 @@
+"""Models: what to train."""
+
+from helios.model.model import Model as Model
+from helios.model.monitor import Monitor as Monitor
+from helios.model.registry import MODEL_REGISTRY as MODEL_REGISTRY
+from helios.model.registry import create_model as create_model

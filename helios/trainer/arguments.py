@@ -1,0 +1,156 @@
+"""The trainer's arguments: checked once, strictly, at construction."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helios.functional.state import TrainingUnit
+
+
+def check_unit(value: Any) -> TrainingUnit:
+    """Return the unit that an enum value or a label stands for."""
+    if isinstance(value, TrainingUnit):
+        return value
+    if isinstance(value, str):
+        return TrainingUnit.from_str(value)
+    raise _type("train_unit", value, "a TrainingUnit, 'iteration' or 'epoch'")
+
+
+def check_total_steps(value: Any) -> int | float:
+    """Return ``total_steps``: an int of at least 0, or infinity."""
+    if isinstance(value, float) and value == math.inf:
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _type("total_steps", value, "an int > 0 or float('inf')")
+    if isinstance(value, float) or value < 0:
+        raise _value("total_steps", value, "an int > 0 or float('inf')")
+    return value
+
+
+def check_count(name: str, value: Any) -> int | None:
+    """Return an int of at least 1, or None."""
+    return None if value is None else _positive(name, value, "an int > 0, or None")
+
+
+def check_window(value: Any) -> int:
+    """Return ``accumulation_steps``: an int of at least 1."""
+    return _positive("accumulation_steps", value, "an int > 0")
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Return a bool."""
+    if not isinstance(value, bool):
+        raise _type(name, value, "a bool")
+    return value
+
+
+def check_seed(value: Any) -> int | None:
+    """Return a seed of at most 64 bits, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _type("random_seed", value, "an int, or None")
+    if not 0 <= value < 2**63:
+        raise _value("random_seed", value, "an int from 0 to 2**63 - 1")
+    return value
+
+
+def check_path(name: str, value: Any) -> Path | None:
+    """Return an absolute path, or None; a relative one is taken from the present folder, now."""
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise _type(name, value, "a path, or None")
+    return Path(value).expanduser().absolute()
+
+
+def check_string(name: str, value: Any) -> str:
+    """Return a string."""
+    if not isinstance(value, str):
+        raise _type(name, value, "a string")
+    return value
+
+
+def check_gpus(gpus: Any, use_cpu: Any) -> tuple[list[int], torch.device]:
+    """Return the GPU ids in use and the device to compute on.
+
+    Raises:
+        ValueError: if both a CPU and GPUs are asked for, if there is no such GPU, or if there are
+            several: this version trains on one device.
+    """
+    if use_cpu is not None:
+        check_bool("use_cpu", use_cpu)
+    if gpus is not None:
+        if not isinstance(gpus, (list, tuple)) or any(
+            isinstance(g, bool) or not isinstance(g, int) for g in gpus
+        ):
+            raise _type("gpus", gpus, "a list of GPU ids, or None")
+        if use_cpu:
+            raise ValueError(f"gpus: received {gpus} with use_cpu=True; expected one of the two")
+        if len(gpus) != 1:
+            raise _value(
+                "gpus", gpus, "a list of one GPU id: this version of helios trains on one device"
+            )
+        available = torch.cuda.device_count()
+        if not 0 <= gpus[0] < available:
+            raise _value("gpus", gpus, f"ids below {available}, the number of CUDA devices here")
+        return list(gpus), torch.device("cuda", gpus[0])
+    if use_cpu or not torch.cuda.is_available():
+        return [], torch.device("cpu")
+    return [0], torch.device("cuda", 0)
+
+
+def check_exclusive(
+    *,
+    benchmark: bool,
+    deterministic: bool,
+    early_stop_cycles: int | None,
+    valid_frequency: int | None,
+    chkpt_frequency: int | None,
+    chkpt_root: Path | None,
+    enable_tensorboard: bool,
+    run_path: Path | None,
+    enable_file_logging: bool,
+    log_path: Path | None,
+) -> None:
+    """Check the arguments that need or exclude each other.
+
+    Raises:
+        ValueError: naming the argument that is missing, or the pair that cannot be.
+    """
+    if benchmark and deterministic:
+        raise ValueError(
+            "enable_cudnn_benchmark and enable_deterministic: received True for both; expected at "
+            "most one, since the benchmark chooses kernels by their speed of the moment"
+        )
+    needs = (
+        ("early_stop_cycles", early_stop_cycles, "valid_frequency", valid_frequency),
+        ("chkpt_frequency", chkpt_frequency, "chkpt_root", chkpt_root),
+        ("enable_tensorboard", enable_tensorboard, "run_path", run_path),
+        ("enable_file_logging", enable_file_logging, "log_path", log_path),
+    )
+    for name, given, other, needed in needs:
+        if given and needed is None:
+            raise ValueError(f"{name}: received {given!r} without {other}; give {other} as well")
+
+
+def _positive(name: str, value: Any, expected: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _type(name, value, expected)
+    if value < 1:
+        raise _value(name, value, expected)
+    return value
+
+
+def _value(name: str, received: Any, expected: str) -> ValueError:
+    return ValueError(f"{name}: received {received!r}; expected {expected}")
+
+
+def _type(name: str, received: Any, expected: str) -> TypeError:
+    kind = type(received).__name__
+    return TypeError(f"{name}: received {received!r} of type {kind}; expected {expected}")

@@ -1,0 +1,107 @@
+"""Validation and testing: batches in, metrics out, and the model as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from helios.core.rng import preserved_rng
+from helios.data import EpochSource
+from helios.functional import metrics, rng
+from helios.functional.binding import Binding, in_mode
+from helios.functional.state import Carry, TrainingState
+from helios.functional.tree import clone
+from helios.model.hooks import ModelHooks, overridden
+from helios.model.model import Model, read_metrics
+from helios.trainer.hooks import Hooks
+
+
+def validate(
+    state: TrainingState, hooks: Hooks, source: EpochSource, move: Callable[[Any], Any]
+) -> dict[str, float]:
+    """Run a validation and return its metrics, which are the model's ``valid_metrics`` too.
+
+    It changes nothing of the training that follows: modes, random generators and parameters are
+    put back, after an exception too.
+
+    Args:
+        state: the state to validate; its counters do not yet count this validation.
+        hooks: the plugins and the model.
+        source: the validation batches.
+        move: moves a batch to the device.
+    """
+    model, cycle = hooks.model, state.validation_cycles
+    with evaluating(model, state):
+        key = rng.fold(state.seed, "valid", cycle)
+        hooks.call("on_validation_start", key, cycle)
+        process = hooks.plugins.process_validation_batch
+        model.valid_metrics = _run(
+            source, move, process, model.valid_step, _batch_hooks(model, "validation")
+        )
+        hooks.call("on_validation_end", rng.fold(state.seed, "valid_end", cycle), cycle)
+    return model.valid_metrics
+
+
+def test(
+    state: TrainingState, hooks: Hooks, source: EpochSource, move: Callable[[Any], Any]
+) -> dict[str, float]:
+    """Run the test batches and return the metrics, which are the model's ``test_metrics`` too."""
+    model = hooks.model
+    with evaluating(model, state):
+        hooks.call("on_testing_start", rng.fold(state.seed, "test"))
+        process = hooks.plugins.process_testing_batch
+        model.test_metrics = _run(
+            source, move, process, model.test_step, _batch_hooks(model, "testing")
+        )
+        hooks.call("on_testing_end", rng.fold(state.seed, "test_end"))
+    return model.test_metrics
+
+
+@contextlib.contextmanager
+def evaluating(model: Model, state: TrainingState) -> Iterator[None]:
+    """Put a model in evaluation mode on copies of its buffers, and then back as it was.
+
+    The parameters are the average, if the model keeps one to evaluate with.
+    """
+    carry = state.carry
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(preserved_rng())
+        if isinstance(carry, Carry):
+            use_average = carry.average is not None and getattr(model.average, "evaluate", False)
+            params = carry.average if use_average and carry.average else carry.params
+            binding = Binding(model)
+            stack.enter_context(binding.borrowed())
+            binding.lend(params, clone(carry.buffers))
+        stack.enter_context(in_mode(model, training=False))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+def _batch_hooks(model: Model, stage: str) -> tuple[Any, Any]:
+    start = overridden(model, f"on_{stage}_batch_start", ModelHooks)
+    return start, overridden(model, f"on_{stage}_batch_end", ModelHooks)
+
+
+def _run(
+    source: EpochSource,
+    move: Callable[[Any], Any],
+    process: Callable[..., Any] | None,
+    step: Callable[[Any, int], Any],
+    batch_hooks: tuple[Any, Any],
+) -> dict[str, float]:
+    start, end = batch_hooks
+    total: metrics.Metrics = {}
+    for index, fetched in enumerate(source.open(epoch=0)):
+        batch = move(fetched)
+        if process is not None:
+            batch = process(batch, index)
+        if start is not None:
+            start(index)
+        output = step(batch, index)
+        total = metrics.merge(total, read_metrics(output, metrics.batch_size(batch)))
+        if end is not None:
+            end(index)
+    return metrics.compute(total)

@@ -1,0 +1,49 @@
+"""What the bits of a run depend on beside the state: the environment, as comparable values."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+
+import torch
+
+
+def fingerprint(device: torch.device) -> dict[str, str | int | bool]:
+    """Return what must be equal for a resume to be bit-exact.
+
+    Args:
+        device: the device that computes.
+
+    Example:
+        >>> fingerprint(torch.device("cpu"))["device"]
+        'cpu'
+    """
+    values: dict[str, str | int | bool] = {
+        "torch": str(torch.__version__),
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "default_dtype": str(torch.get_default_dtype()),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        values["gpu"] = torch.cuda.get_device_name(device)
+        values["cuda"] = str(torch.version.cuda)
+    return values
+
+
+def lost_promises(saved: Mapping[str, object], now: Mapping[str, object]) -> str | None:
+    """Return what changed since a checkpoint, as a sentence, None if nothing did.
+
+    Example:
+        >>> lost_promises({"threads": 1}, {"threads": 2})
+        'threads was 1 and is 2'
+    """
+    changed = [
+        f"{name} was {saved[name]} and is {now[name]}"
+        for name in now
+        if name in saved and saved[name] != now[name]
+    ]
+    return "; ".join(changed) or None

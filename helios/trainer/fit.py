@@ -1,0 +1,248 @@
+"""One fit and one test, from what the user gave to what the loop runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helios.core.logging import open_loggers
+from helios.data import DataModule, EpochSource, mover, source_of
+from helios.errors import DataError
+from helios.functional.schedule import Plan
+from helios.functional.state import TrainingState, TrainingUnit
+from helios.functional.step import init_state, make_step
+from helios.model.hooks import ModelHooks, overridden
+from helios.model.model import Model
+from helios.trainer.banner import banner
+from helios.trainer.evaluate import test as evaluate_test
+from helios.trainer.fingerprint import fingerprint, lost_promises
+from helios.trainer.hooks import Hooks
+from helios.trainer.loop import Loop, check_position
+from helios.trainer.progress import Progress
+from helios.trainer.report import Reporter
+from helios.trainer.saving import Saver, rng_restorer
+from helios.trainer.session import session
+from helios.trainer.store import find_last_checkpoint, read_checkpoint, restore_state
+from helios.trainer.store.files import make_folder
+
+if TYPE_CHECKING:
+    from helios.trainer.trainer import Trainer
+
+
+def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
+    """Run a fit to its end, from the last checkpoint if there is one."""
+    with session(trainer, model, datamodule), contextlib.ExitStack() as stack:
+        hooks = Hooks(trainer.plugins, model)
+        folder = None
+        if trainer.chkpt_root is not None:
+            folder = make_folder(trainer.chkpt_root / model.save_name, "chkpt_root")
+        state = init_state(model, trainer.seed)
+        content, path = _last_content(folder)
+        if content is not None:
+            state = resume(trainer, model, state, content)
+            datamodule.seed = state.seed
+        train, valid = sources(datamodule, stack)
+        plan = make_plan(trainer, train, valid)
+        loggers = open_loggers(
+            run_name=trainer.run_name or model.save_name,
+            log_path=trainer.log_path if trainer.enable_file_logging else None,
+            run_path=trainer.run_path if trainer.enable_tensorboard else None,
+            resume=None if content is None else content["log"],
+            purge_step=None if content is None else state.current_iteration + 1,
+        )
+        stack.callback(loggers.close)
+        stack.push(failure_logger(loggers.logger))
+        introduction = banner(model, plan, trainer.device)
+        if trainer.print_banner:
+            trainer.say(introduction)
+        if content is None and loggers.logger is not None:
+            loggers.logger.info(introduction)
+        if content is not None:
+            check_position(state, train.batches_per_epoch, content["plan"])
+            take_up(train, content)
+            trainer.say(f"Resuming training from checkpoint {path}", loggers.logger)
+            _warn_of_lost_promises(content, trainer)
+        if train.resume_note and state.dataset_iter > 0:
+            trainer.say(train.resume_note, loggers.logger)
+        progress = None
+        if trainer.enable_progress_bar:
+            progress = Progress(_total_updates(plan), state.current_iteration)
+        reporter = Reporter(loggers.logger, loggers.writer, progress)
+        stack.callback(reporter.close)
+        saver = None
+        if folder is not None:
+            saver = Saver(
+                folder,
+                model,
+                plan,
+                trainer.plugins,
+                loggers.names,
+                lambda state: train.state_after(state.dataset_iter),
+                reporter.say,
+            )
+        loop = Loop(
+            plan,
+            make_step(model, plan),
+            hooks,
+            train,
+            valid,
+            mover(trainer.device),
+            reporter,
+            saver,
+        )
+        trainer.loop = loop
+        try:
+            for _ in loop.run(state, None if content is None else rng_restorer(content)):
+                pass
+        except BaseException:
+            # Between two steps the state is whole: nothing of it is lost.
+            if saver is not None and loop.resumable is not None:
+                with contextlib.suppress(Exception):
+                    saver.save_once(loop.resumable)
+            raise
+
+
+def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
+    """Run the test set through a model, with the weights of its last checkpoint."""
+    with session(trainer, model, datamodule, fast_init=True), contextlib.ExitStack() as stack:
+        hooks = Hooks(trainer.plugins, model)
+        folder = None if trainer.chkpt_root is None else trainer.chkpt_root / model.save_name
+        content, path = _last_content(folder)
+        state = TrainingState(seed=trainer.seed)
+        if content is not None:
+            model.load_state_dict(content["model"])
+            state = TrainingState(**content["training_state"])
+            datamodule.seed = state.seed
+            trainer.say(f"Testing the checkpoint {path}")
+        elif overridden(model, "load_for_testing", ModelHooks) is not None:
+            model.load_for_testing()
+        else:
+            trainer.say("Testing the model as it is: no checkpoint, and no load_for_testing()")
+        source = source_of(datamodule.test_dataloader(), seed=datamodule.seed)
+        if source is None:
+            trainer.say("There is no test set: nothing to test")
+            return
+        stack.enter_context(contextlib.closing(source))
+        if trainer.print_banner:
+            trainer.say(banner(model, None, trainer.device))
+        results = evaluate_test(state, hooks, source, mover(trainer.device))
+        progress = Progress(None, state.current_iteration) if trainer.enable_progress_bar else None
+        reporter = Reporter(None, None, progress)
+        stack.callback(reporter.close)
+        reporter.show(state, "test", results)
+
+
+def resume(
+    trainer: Trainer, model: Model, fresh: TrainingState, content: dict[str, Any]
+) -> TrainingState:
+    """Return the state of a checkpoint, and load what is beside it into model and plugins."""
+    state = restore_state(content, fresh)
+    model.load_state_dict(content["model"])
+    if trainer.random_seed is not None and trainer.random_seed != state.seed:
+        warnings.warn(
+            f"random_seed: received {trainer.random_seed}; the checkpoint's run has {state.seed} "
+            "and goes on with it. Use another save_name to begin a run with another seed.",
+            stacklevel=2,
+        )
+    for name, plugin in trainer.plugins.items():
+        if name in content["plugins"]:
+            plugin.load_state_dict(content["plugins"][name])
+    return state
+
+
+def take_up(train: EpochSource, content: dict[str, Any]) -> None:
+    """Give an iterable dataset the position that it saved of its own."""
+    if content["data"] is not None:
+        train.load_state(content["data"])
+
+
+def make_plan(trainer: Trainer, train: EpochSource, valid: EpochSource | None) -> Plan:
+    """Return the calendar of a fit."""
+    valid_frequency, early_stop_cycles = trainer.valid_frequency, trainer.early_stop_cycles
+    if valid is None and valid_frequency is not None:
+        warnings.warn(
+            "valid_frequency is given, but the datamodule has no validation set: there will be no "
+            "validation" + (", and no early stop" if early_stop_cycles else ""),
+            stacklevel=2,
+        )
+        valid_frequency = early_stop_cycles = None
+    total = trainer.total_steps
+    return Plan(
+        unit=trainer.train_unit,
+        total_steps=None if total == math.inf else int(total),
+        batches_per_epoch=train.batches_per_epoch,
+        accumulation_steps=trainer.accumulation_steps,
+        valid_frequency=valid_frequency,
+        chkpt_frequency=trainer.chkpt_frequency,
+        print_frequency=trainer.print_frequency,
+        early_stop_cycles=early_stop_cycles,
+        save_final=trainer.chkpt_root is not None,
+    )
+
+
+def training_source(datamodule: DataModule) -> EpochSource:
+    """Open the training batches.
+
+    Raises:
+        DataError: if there is no training set, or it is empty.
+    """
+    source = source_of(datamodule.train_dataloader(), seed=datamodule.seed)
+    if source is None:
+        raise DataError(
+            f"{type(datamodule).__name__} has no training set; assign self._train_dataset in "
+            "setup(), or override train_dataloader()"
+        )
+    return source
+
+
+def sources(
+    datamodule: DataModule, stack: contextlib.ExitStack
+) -> tuple[EpochSource, EpochSource | None]:
+    """Open the training and the validation batches; the stack closes them.
+
+    Raises:
+        DataError: if there is no training set, or one of them is empty.
+    """
+    train = stack.enter_context(contextlib.closing(training_source(datamodule)))
+    valid = source_of(datamodule.valid_dataloader(), seed=datamodule.seed)
+    if valid is not None:
+        stack.enter_context(contextlib.closing(valid))
+    return train, valid
+
+
+def failure_logger(logger: logging.Logger | None) -> Callable[..., None]:
+    """Return what writes an exception that ends a run to its log, for an ``ExitStack``."""
+
+    def log(kind: Any, error: BaseException | None, trace: Any) -> None:
+        if logger is not None and error is not None:
+            logger.error("the run failed", exc_info=(kind, error, trace))
+
+    return log
+
+
+def _last_content(folder: Path | None) -> tuple[dict[str, Any] | None, Path | None]:
+    path = find_last_checkpoint(folder)
+    return (None, None) if path is None else (read_checkpoint(path), path)
+
+
+def _warn_of_lost_promises(content: dict[str, Any], trainer: Trainer) -> None:
+    lost = lost_promises(content["fingerprint"], fingerprint(trainer.device))
+    if lost is not None:
+        warnings.warn(
+            f"the environment is not that of the checkpoint: {lost}. The run goes on, but it is "
+            "not promised to have the bits of an uninterrupted one.",
+            stacklevel=2,
+        )
+
+
+def _total_updates(plan: Plan) -> int | None:
+    if plan.total_steps is None or plan.unit is TrainingUnit.ITERATION:
+        return plan.total_steps
+    if plan.batches_per_epoch is None:
+        return None
+    return plan.total_steps * -(-plan.batches_per_epoch // plan.accumulation_steps)

@@ -1,0 +1,261 @@
+"""The loop: interprets the calendar, one branch per event. The only file where everything meets."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from msgspec.structs import replace
+
+from helios.data import EpochSource
+from helios.errors import ResumeError
+from helios.functional import rng
+from helios.functional.schedule import (
+    Batch,
+    Checkpoint,
+    EpochEnd,
+    EpochStart,
+    Event,
+    Outcome,
+    Peek,
+    Plan,
+    Stop,
+    Validate,
+    schedule,
+)
+from helios.functional.state import (
+    Carry,
+    TrainingState,
+    TrainingUnit,
+    begin_batch,
+    end_batch,
+    end_epoch,
+    end_validation,
+    judge,
+    start_epoch,
+    timed,
+)
+from helios.functional.step import Step
+from helios.trainer.evaluate import validate
+from helios.trainer.hooks import Hooks
+from helios.trainer.report import Reporter
+
+_GO_ON = Outcome()
+_STOP = Outcome(stop=True)
+
+
+class Loop:
+    """Carries a state through the events of a plan.
+
+    Args:
+        plan: when things happen.
+        step: what a micro-batch does.
+        hooks: the plugins and the model.
+        train: the training batches.
+        valid: the validation batches, None if there are none.
+        move: moves a batch to the device.
+        reporter: where metrics go.
+        save: writes a checkpoint of a state, None where none are kept.
+        donate: whether the step may consume the state; a replay keeps every one.
+
+    Attributes:
+        state: the state now.
+        resumable: the last state that a run can go on from exactly, None while a step is under way.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        step: Step,
+        hooks: Hooks,
+        train: EpochSource,
+        valid: EpochSource | None,
+        move: Callable[[Any], Any],
+        reporter: Reporter,
+        save: Callable[[TrainingState], None] | None = None,
+        *,
+        donate: bool = True,
+    ) -> None:
+        self._plan = plan
+        self._step = step
+        self._hooks = hooks
+        self._train = train
+        self._valid = valid
+        self._move = move
+        self._reporter = reporter
+        self._save = save
+        self._donate = donate
+        self._batches: Iterator[Any] = iter(())
+        self._ahead: deque[Any] = deque()
+        self._clock = 0.0
+        self.state = TrainingState()
+        self.resumable: TrainingState | None = None
+
+    def run(
+        self, state: TrainingState, restore_rng: Callable[[], None] | None = None
+    ) -> Iterator[tuple[Event, TrainingState]]:
+        """Run the events that are left from ``state`` on, between the hooks of start and end.
+
+        Args:
+            state: where to begin; consumed, if the loop donates.
+            restore_rng: puts back the generators that are not keyed, Python's and numpy's, as they
+                were at ``state``; called once the hooks that a resume repeats have run.
+
+        Yields:
+            Every event before it is done, with the state that everything before it led to.
+        """
+        self.state = self.resumable = state
+        self._hooks.model.train()
+        key = rng.fold(state.seed, "start", state.global_iteration)
+        self._hooks.call("on_training_start", key)
+        events = schedule(self._plan, state)
+        outcome: Outcome | None = None
+        try:
+            while True:
+                event = events.send(outcome)
+                yield event, self.state
+                if isinstance(event, Batch):
+                    outcome = self._on_batch(event)
+                elif isinstance(event, Peek):
+                    outcome = Outcome(available=self._fetch_ahead())
+                elif isinstance(event, EpochStart):
+                    outcome = self._on_epoch_start(event, restore_rng)
+                    restore_rng = None
+                elif isinstance(event, Validate):
+                    outcome = self._on_validate()
+                elif isinstance(event, EpochEnd):
+                    outcome = self._on_epoch_end(event)
+                elif isinstance(event, Checkpoint):
+                    outcome = self._on_checkpoint()
+                elif isinstance(event, Stop):
+                    self._reporter.say(f"stopped: {event.reason.value}")
+                    break
+        finally:
+            self._close_epoch()
+        key = rng.fold(state.seed, "end", self.state.global_iteration)
+        self._hooks.call("on_training_end", key)
+
+    def _on_epoch_start(self, event: EpochStart, restore_rng: Callable[[], None] | None) -> Outcome:
+        self.resumable = self.state
+        resumed = event.first_batch > 0
+        if restore_rng is not None and not resumed:
+            restore_rng()
+        self.state = start_epoch(self.state)
+        self._batches = self._train.open(event.epoch - 1, event.first_batch)
+        key = rng.fold(self.state.seed, "epoch_start", event.epoch)
+        self._hooks.call("on_training_epoch_start", key, event.epoch)
+        if restore_rng is not None and resumed:
+            restore_rng()
+        self._clock = time.perf_counter()
+        return _GO_ON
+
+    def _on_batch(self, event: Batch) -> Outcome:
+        hooks = self._hooks
+        batch = self._ahead.popleft() if self._ahead else next(self._batches)
+        batch = self._move(batch)
+        state = begin_batch(self.state, update=event.update)
+        if hooks.draws_before_loss:
+            rng.seed_generators(rng.fold(state.seed, "batch_start", state.global_iteration))
+            if hooks.process_batch is not None:
+                batch = hooks.process_batch(batch, state)
+            if hooks.batch_start is not None:
+                hooks.batch_start(state)
+        if self._donate:
+            self.resumable = None
+        state = self._step.compute(state, batch, donate=self._donate)
+        now = time.perf_counter()
+        state = timed(state, now - self._clock)
+        self._clock = now
+        if hooks.batch_end is not None:
+            hooks.batch_end(state, event.log)
+        state = end_batch(state)
+        if event.log:
+            state = self._reporter.training(state)
+        if event.update:
+            self._reporter.advance(state)
+        self.state = self.resumable = state
+        return _STOP if hooks.stop_asked() else _GO_ON
+
+    def _on_validate(self) -> Outcome:
+        state = self._settled(self.state)
+        if self._plan.unit is TrainingUnit.EPOCH:
+            state = end_epoch(state)
+        assert self._valid is not None
+        results = validate(state, self._hooks, self._valid, self._move)
+        self._reporter.show(state, "valid", results)
+        state = end_validation(state)
+        model = self._hooks.model
+        if isinstance(state.carry, Carry):
+            model.best_score = state.carry.best
+        improved = bool(model.have_metrics_improved())
+        if improved:
+            score = model.monitored_score()
+            if score == score:
+                model.best_score = score
+        if isinstance(state.carry, Carry):
+            state = replace(state, carry=replace(state.carry, best=model.best_score))
+        self.state = judge(state, improved=improved)
+        return self._after(improved=improved)
+
+    def _on_epoch_end(self, event: EpochEnd) -> Outcome:
+        self.state = end_epoch(self._settled(self.state))
+        self._close_epoch()
+        key = rng.fold(self.state.seed, "epoch_end", event.epoch)
+        self._hooks.call("on_training_epoch_end", key, event.epoch)
+        return self._after()
+
+    def _on_checkpoint(self) -> Outcome:
+        if self._save is not None:
+            self._save(self.state)
+        self.resumable = self.state
+        return self._after()
+
+    def _after(self, *, improved: bool = True) -> Outcome:
+        """Answer an event that is no micro-batch; its time is not the micro-batches'."""
+        self._clock = time.perf_counter()
+        return Outcome(improved=improved, stop=self._hooks.stop_asked())
+
+    def _settled(self, state: TrainingState) -> TrainingState:
+        """Report the training metrics where no print frequency does."""
+        return state if self._plan.print_frequency else self._reporter.training(state)
+
+    def _fetch_ahead(self) -> int:
+        """Fetch up to two batches of data without a known size; return how many there are."""
+        while len(self._ahead) < 2:
+            batch = next(self._batches, _END)
+            if batch is _END:
+                break
+            self._ahead.append(batch)
+        return len(self._ahead)
+
+    def _close_epoch(self) -> None:
+        self._ahead.clear()
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+        self._batches = iter(())
+
+
+_END = object()
+
+
+def check_position(state: TrainingState, batches: int | None, saved: dict[str, Any]) -> None:
+    """Refuse to take up an epoch whose batches are not those of the checkpoint.
+
+    Args:
+        state: the state to go on from.
+        batches: the batches of an epoch now, None if unknown.
+        saved: the plan of the checkpoint.
+
+    Raises:
+        ResumeError: if an epoch is in progress and its number of batches has changed.
+    """
+    before = saved.get("batches_per_epoch")
+    if state.dataset_iter > 0 and before != batches:
+        raise ResumeError(
+            f"the checkpoint stands at batch {state.dataset_iter} of an epoch of {before} batches, "
+            f"and an epoch now has {batches}. Resume with the dataset and the batch size of the "
+            "run, or begin a new one under another save_name."
+        )

@@ -1,0 +1,108 @@
+"""The past, again: the states of a run, bit for bit, from one of its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from helios.data import DataModule, mover
+from helios.functional.replay import settled
+from helios.functional.schedule import Plan
+from helios.functional.state import TrainingState
+from helios.functional.step import init_state, make_step
+from helios.functional.tree import digest
+from helios.model.model import Model
+from helios.plugins import Plugin
+from helios.trainer.fit import resume, sources, take_up
+from helios.trainer.hooks import Hooks
+from helios.trainer.loop import Loop, check_position
+from helios.trainer.report import Reporter
+from helios.trainer.saving import rng_restorer
+from helios.trainer.session import session
+from helios.trainer.store import read_checkpoint, stored_state
+from helios.trainer.store.names import parse_counters
+from helios.trainer.trainer import Trainer
+
+
+def replay(
+    model: Model,
+    datamodule: DataModule,
+    checkpoint: str | Path,
+    *,
+    updates: int | None = None,
+    plugins: Sequence[Plugin] = (),
+    use_cpu: bool | None = None,
+) -> Iterator[TrainingState]:
+    """Yield the states of a run after each update that followed a checkpoint.
+
+    Steps, validations and hooks run as they did; nothing is written. Every state stays valid: none
+    is consumed by the next step.
+
+    Args:
+        model: the model of the run, freshly made.
+        datamodule: the data of the run.
+        checkpoint: where to begin.
+        updates: how many states to yield; None for all up to the end of the run's plan.
+        plugins: the plugins of the run.
+        use_cpu: as for `helios.Trainer`.
+
+    Yields:
+        The state after an update, with the validation and the epoch's end that belong to it: what
+        a checkpoint at this update holds.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read.
+        ResumeError: if it does not fit the model or the data.
+
+    Law:
+        The states have the bits of the original run's (``tests/trainer/test_replay.py``).
+    """
+    content = read_checkpoint(Path(checkpoint))
+    plan = msgspec.convert(content["plan"], Plan)
+    trainer = Trainer(
+        train_unit=plan.unit,
+        total_steps=float("inf") if plan.total_steps is None else plan.total_steps,
+        random_seed=content["training_state"]["seed"],
+        use_cpu=use_cpu,
+        print_banner=False,
+        plugins=plugins,
+    )
+    with session(trainer, model, datamodule), contextlib.ExitStack() as stack:
+        hooks = Hooks(trainer.plugins, model)
+        state = resume(trainer, model, init_state(model, trainer.seed), content)
+        train, valid = sources(datamodule, stack)
+        check_position(state, train.batches_per_epoch, content["plan"])
+        take_up(train, content)
+        loop = Loop(
+            plan,
+            make_step(model, plan),
+            hooks,
+            train,
+            valid,
+            mover(trainer.device),
+            Reporter(None, None, None),
+            donate=False,
+        )
+        trainer.loop = loop
+        yield from settled(loop.run(state, rng_restorer(content)), updates)
+
+
+def recorded_digests(folder: str | Path) -> dict[int, str]:
+    """Return the digest of every checkpoint in a folder, by its update, for `helios.verify`.
+
+    Args:
+        folder: the folder of one run's checkpoints.
+
+    Raises:
+        CheckpointError: if one of them cannot be read.
+    """
+    folder = Path(folder)
+    digests = {}
+    for path in sorted(folder.glob("*.pth")):
+        if parse_counters(path.stem, folder.name) is not None:
+            state = stored_state(read_checkpoint(path))
+            digests[state.current_iteration] = digest(state)
+    return digests

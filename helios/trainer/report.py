@@ -1,0 +1,80 @@
+"""Where metrics go: TensorBoard, the log, the terminal. The only place that reads them back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from logging import Logger
+from typing import Any
+
+from msgspec.structs import replace
+
+from helios.functional import metrics
+from helios.functional.state import Carry, TrainingState
+from helios.trainer.progress import Progress, describe
+
+
+class Reporter:
+    """Hands metrics to whatever was asked for.
+
+    Args:
+        logger: the log, None for none.
+        writer: the TensorBoard writer, None for none.
+        progress: the terminal, None for none.
+    """
+
+    def __init__(self, logger: Logger | None, writer: Any, progress: Progress | None) -> None:
+        self._logger = logger
+        self._writer = writer
+        self._progress = progress
+        self._wanted = not (logger is None and writer is None and progress is None)
+
+    def training(self, state: TrainingState) -> TrainingState:
+        """Report the training metrics since the last report, and begin new ones.
+
+        Returns:
+            The state without them. It is the same whether or not anything is shown.
+        """
+        carry = state.carry
+        if not isinstance(carry, Carry) or not carry.metrics:
+            return state
+        if self._wanted:
+            self.show(state, "train", metrics.compute(carry.metrics))
+        return replace(state, carry=replace(carry, metrics={}))
+
+    def show(self, state: TrainingState, label: str, values: Mapping[str, float]) -> None:
+        """Report metrics at the present update.
+
+        Args:
+            state: the state they belong to.
+            label: ``"train"``, ``"valid"`` or ``"test"``.
+            values: the metrics by name.
+        """
+        if not values:
+            return
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{label}/{name}", value, state.current_iteration)
+        if self._logger is not None:
+            self._logger.info(
+                "epoch %d, update %d: %s",
+                state.global_epoch,
+                state.current_iteration,
+                describe(label, values),
+            )
+        if self._progress is not None:
+            self._progress.report(state, label, values)
+
+    def advance(self, state: TrainingState) -> None:
+        """Count an update on the terminal."""
+        if self._progress is not None:
+            self._progress.advance(state)
+
+    def say(self, message: str) -> None:
+        """Write a sentence to the log."""
+        if self._logger is not None:
+            self._logger.info(message)
+
+    def close(self) -> None:
+        """Close the terminal's bar; the loggers close by themselves."""
+        if self._progress is not None:
+            self._progress.close()

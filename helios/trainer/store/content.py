@@ -1,0 +1,174 @@
+"""What a checkpoint holds: builtin types and tensors alone, for ``torch.load(weights_only=True)``.
+
+``checkpoint["model"]`` is the network's ``state_dict``; ``checkpoint["carry"]`` shares its tensors,
+so that they are in the file once. Structs become dicts with their name under ``"__struct__"``.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from msgspec.structs import replace
+
+from helios.errors import (
+    CheckpointError,
+    CheckpointVersionError,
+    CorruptCheckpointError,
+    ResumeError,
+    StateMismatchError,
+)
+from helios.functional.serial import STRUCTS, mismatches, placed_like
+from helios.functional.state import COUNTERS, Carry, TrainingState, take_carry
+from helios.functional.tree import place
+
+SCHEMA = 1
+"""The version of the checkpoint format; a file with a higher one is refused."""
+
+_TAG = "__struct__"
+
+
+def state_content(state: TrainingState) -> dict[str, Any]:
+    """Return the part of a checkpoint that holds the state.
+
+    Tensors are not copied: they must not change before the content is written.
+
+    Raises:
+        ConsumedStateError: if the state was given to a donated step.
+    """
+    return {
+        "schema": SCHEMA,
+        "training_state": {
+            **state.dict(),
+            "seed": state.seed,
+            "window_iter": state.window_iter,
+        },
+        "carry": _to_builtins(take_carry(state)),
+    }
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's content onto the CPU, running no code from it.
+
+    Raises:
+        CheckpointError: if there is no such file, or it holds something else.
+        CorruptCheckpointError: if it was cut short or changed.
+        CheckpointVersionError: if a newer helios wrote it.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint at {str(path)!r}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise CorruptCheckpointError(
+            f"{str(path)!r} cannot be read as a checkpoint: {str(error).splitlines()[0]}. It was "
+            "cut short, changed, or written by something else. Move it away to go on from the "
+            "checkpoint before it."
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+        raise CheckpointError(
+            f"{str(path)!r} is not a checkpoint of helios: it has no schema version. To train from "
+            "its weights, load them in setup() with torch.load and load_state_dict."
+        )
+    if content["schema"] > SCHEMA:
+        raise CheckpointVersionError(
+            f"{str(path)!r} has schema {content['schema']}, and this helios reads up to {SCHEMA}; "
+            f"helios {content.get('version')} wrote it. Update helios."
+        )
+    return content
+
+
+def restore_state(content: dict[str, Any], like: TrainingState) -> TrainingState:
+    """Rebuild the state of a checkpoint on the devices of a fresh one.
+
+    Args:
+        content: what `read_checkpoint` returned.
+        like: the state that `helios.init_state` makes for the model that is to go on.
+
+    Raises:
+        ResumeError: if the checkpoint was made with another model, optimizer or dtype; the message
+            lists the places.
+    """
+    state = stored_state(content)
+    try:
+        return replace(state, carry=_placed(state.carry, take_carry(like)))
+    except StateMismatchError as error:
+        raise ResumeError(f"the checkpoint cannot be resumed with this model: {error}") from error
+
+
+def stored_state(content: dict[str, Any]) -> TrainingState:
+    """Return the state of a checkpoint as it is, on the CPU.
+
+    Raises:
+        CheckpointError: if it holds what this helios does not know.
+    """
+    counters = content["training_state"]
+    return TrainingState(
+        **{name: counters[name] for name in (*COUNTERS, "seed", "window_iter")},
+        carry=_from_builtins(content["carry"]),
+    )
+
+
+def _placed(carry: Any, like: Any) -> Any:
+    """Check a carry against a fresh one, and move it to its devices.
+
+    The open windows, the running metrics and the best score come and go in a run: they are checked
+    against the parameters, or not at all.
+    """
+    if not isinstance(carry, Carry) or not isinstance(like, Carry):
+        return placed_like(carry, like)
+    if carry.accumulators.keys() != like.accumulators.keys():
+        raise StateMismatchError(
+            f"the objectives were {sorted(carry.accumulators)} and are {sorted(like.accumulators)}"
+        )
+    for window in carry.accumulators.values():
+        problems = mismatches(window.grads, {n: like.params.get(n) for n in window.grads})
+        if problems:
+            raise StateMismatchError(f"the open accumulation window does not fit: {problems[0]}")
+    device = next(iter(like.params.values())).device
+    transient: dict[str, Any] = {"accumulators": {}, "metrics": {}, "best": None}
+    fixed = placed_like(replace(carry, **transient), replace(like, **transient))
+    return replace(
+        fixed,
+        accumulators=place(carry.accumulators, device),
+        metrics=place(carry.metrics, device),
+        best=carry.best,
+    )
+
+
+def _to_builtins(node: Any) -> Any:
+    if isinstance(node, msgspec.Struct):
+        name = type(node).__name__
+        if STRUCTS.get(name) is not type(node):
+            raise CheckpointError(
+                f"the carry holds a {name}, which a checkpoint cannot; expected tensors, numbers, "
+                f"strings, dicts, lists, tuples, or {', '.join(STRUCTS)}"
+            )
+        fields = {n: _to_builtins(getattr(node, n)) for n in type(node).__struct_fields__}
+        return {_TAG: name, **fields}
+    if isinstance(node, dict):
+        return {key: _to_builtins(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(_to_builtins(value) for value in node)
+    return node
+
+
+def _from_builtins(node: Any) -> Any:
+    if isinstance(node, dict) and _TAG in node:
+        cls = STRUCTS.get(node[_TAG])
+        if cls is None or node.keys() - {_TAG} != set(cls.__struct_fields__):
+            raise CheckpointError(
+                f"the checkpoint holds a {node[_TAG]!r} with fields {sorted(node)}, which this "
+                "helios does not know. Update helios."
+            )
+        return cls(**{n: _from_builtins(node[n]) for n in cls.__struct_fields__})
+    if isinstance(node, dict):
+        return {key: _from_builtins(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(_from_builtins(value) for value in node)
+    return node

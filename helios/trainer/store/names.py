@@ -1,0 +1,80 @@
+"""How checkpoints are named, and how the last one is found."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_COUNTERS = re.compile(r"epoch_(\d+)_iter_(\d+)(?=_|\W|$)")
+_EPOCH = re.compile(r"(?:^|[_\W])epoch_(\d+)")
+_ITER = re.compile(r"(?:^|[_\W])iter_(\d+)")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
+
+
+def checkpoint_name(save_name: str, epoch: int, iteration: int, metadata: str = "") -> str:
+    """Return the file name of a checkpoint.
+
+    Args:
+        save_name: the model's name.
+        epoch: the global epoch.
+        iteration: the current iteration, in updates.
+        metadata: what `helios.Model.append_metadata_to_chkpt_name` returned: the name without
+            extension and something after it, or only what comes after it. Characters that do not
+            belong into a file name become ``-``.
+
+    Example:
+        >>> checkpoint_name("digits", 3, 171, "accuracy_0.9")
+        'digits_epoch_3_iter_171_accuracy_0.9.pth'
+    """
+    stem = f"{save_name}_epoch_{epoch}_iter_{iteration}"
+    extra = _UNSAFE.sub("-", metadata.removeprefix(stem)).strip("_")
+    return f"{stem}_{extra}.pth" if extra else f"{stem}.pth"
+
+
+def find_last_checkpoint(root: Path | None) -> Path | None:
+    """Find the last saved checkpoint (if available).
+
+    The function assumes that checkpoint names contain ``epoch_<epoch>`` and ``iter_<iter>`` in the
+    name, in which case it will return the path to the checkpoint with the highest epoch and/or
+    iteration count, compared as numbers. The name of the folder, which is that of the model, may
+    hold such words too, and so may metadata.
+
+    Args:
+        root: the path where the checkpoints are stored.
+
+    Returns:
+        The path to the last checkpoint (if any).
+    """
+    if root is None or not Path(root).is_dir():
+        return None
+    root = Path(root)
+    found = []
+    for path in root.iterdir():
+        if path.suffix == ".pth" and not path.name.startswith(".") and path.is_file():
+            counters = parse_counters(path.stem, root.name)
+            if counters is not None:
+                found.append((counters, path.stat().st_mtime_ns, path.name, path))
+    return max(found)[-1] if found else None
+
+
+def parse_counters(stem: str, save_name: str) -> tuple[int, int] | None:
+    """Return ``(epoch, iteration)`` of a checkpoint's name, None if it names neither.
+
+    Args:
+        stem: the file name without its extension.
+        save_name: the model's name, if the file's name begins with it.
+
+    Example:
+        >>> parse_counters("first_iter_100_epoch_2_iter_5", "first_iter_100")
+        (2, 5)
+    """
+    rest = stem.removeprefix(f"{save_name}_") if save_name else stem
+    if rest != stem and (match := _COUNTERS.match(rest)):
+        return int(match[1]), int(match[2])
+    if matches := _COUNTERS.findall(stem):
+        epoch, iteration = matches[-1]
+        return int(epoch), int(iteration)
+    epochs, iterations = _EPOCH.findall(stem), _ITER.findall(stem)
+    if not epochs and not iterations:
+        return None
+    return int(epochs[-1]) if epochs else 0, int(iterations[-1]) if iterations else 0

@@ -1,0 +1,315 @@
+"""The trainer: arguments, and the two things that can be done with them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.multiprocessing as mp
+
+from helios.core.distributed import get_dist_info
+from helios.data import DataModule
+from helios.functional.rng import DEFAULT_SEED
+from helios.functional.state import TrainingState, TrainingUnit
+from helios.model.model import Model
+from helios.plugins import Plugin
+from helios.trainer import arguments as check
+from helios.trainer import fit as running
+
+if TYPE_CHECKING:
+    from helios.trainer.loop import Loop
+
+
+class Trainer:
+    """Automates the training, validation, and testing code.
+
+    The trainer handles all of the required steps to setup the correct environment, the
+    training/validation/testing loops, and any clean up afterwards. The arguments are checked here,
+    and relative paths are taken from the folder of this moment.
+
+    Args:
+        run_name: name of the current run, for its logs. Defaults to the model's name.
+        train_unit: the unit of ``total_steps``, ``valid_frequency`` and ``chkpt_frequency``:
+            epochs, or updates. ``"epoch"`` and ``"iteration"`` are accepted as well. Defaults to
+            :py:attr:`TrainingUnit.EPOCH`.
+        total_steps: the total number of steps to train for, in ``train_unit``; ``float("inf")``
+            trains until something stops it.
+        valid_frequency: (optional) steps between validations, in ``train_unit``.
+        chkpt_frequency: (optional) steps between checkpoints, in ``train_unit``.
+        print_frequency: (optional) updates between reports of the training metrics. Without it
+            they are reported at validations and at the ends of epochs.
+        accumulation_steps: micro-batches per update. Defaults to 1.
+        enable_cudnn_benchmark: enable/disable CuDNN benchmark. Defaults to false.
+        enable_deterministic: enable/disable PyTorch deterministic. Defaults to false.
+        early_stop_cycles: (optional) number of validations in a row without improvement after
+            which training will stop.
+        use_cpu: (optional) if true, CPU will be used.
+        gpus: (optional) IDs of GPUs to use; this version trains on one.
+        random_seed: (optional) the seed of everything random, shuffling included.
+        enable_tensorboard: enable/disable Tensorboard logging. Defaults to false.
+        enable_file_logging: enable/disable file logging. Defaults to false.
+        enable_progress_bar: enable/disable the progress bar(s); where standard error is not a
+            terminal, a line is written for each report instead. Defaults to false.
+        chkpt_root: (optional) root folder in which checkpoints will be placed, in a folder named
+            after the model. With one, the final state is always saved, and a run goes on from the
+            last checkpoint there.
+        log_path: (optional) root folder in which logs will be saved.
+        run_path: (optional) root folder in which Tensorboard runs will be saved.
+        src_root: (optional) root folder where the code is located. This is used to automatically
+            populate the registries using :py:func:`~helios.core.utils.update_all_registries`.
+        import_prefix: prefix to use when importing modules. See
+            :py:func:`~helios.core.utils.update_all_registries` for details.
+        print_banner: if true, the Helios banner with system info will be printed. Defaults to true.
+        plugins: (optional) plugins, in the order in which they are called.
+
+    Raises:
+        TypeError: if an argument is of the wrong type; a bool is not an int here.
+        ValueError: if an argument has a wrong value, or needs or excludes another one.
+
+    Example:
+        >>> trainer = Trainer(total_steps=3, use_cpu=True, print_banner=False)
+        >>> trainer.gpu_ids
+        []
+    """
+
+    def __init__(
+        self,
+        run_name: str = "",
+        train_unit: TrainingUnit | str = TrainingUnit.EPOCH,
+        total_steps: int | float = 0,
+        valid_frequency: int | None = None,
+        chkpt_frequency: int | None = None,
+        print_frequency: int | None = None,
+        accumulation_steps: int = 1,
+        enable_cudnn_benchmark: bool = False,
+        enable_deterministic: bool = False,
+        early_stop_cycles: int | None = None,
+        use_cpu: bool | None = None,
+        gpus: list[int] | None = None,
+        random_seed: int | None = None,
+        enable_tensorboard: bool = False,
+        enable_file_logging: bool = False,
+        enable_progress_bar: bool = False,
+        chkpt_root: Path | None = None,
+        log_path: Path | None = None,
+        run_path: Path | None = None,
+        src_root: Path | None = None,
+        import_prefix: str = "",
+        print_banner: bool = True,
+        *,
+        plugins: Sequence[Plugin] = (),
+    ) -> None:
+        self.run_name = check.check_string("run_name", run_name)
+        self.train_unit = check.check_unit(train_unit)
+        self.total_steps = check.check_total_steps(total_steps)
+        self.valid_frequency = check.check_count("valid_frequency", valid_frequency)
+        self.chkpt_frequency = check.check_count("chkpt_frequency", chkpt_frequency)
+        self.print_frequency = check.check_count("print_frequency", print_frequency)
+        self.accumulation_steps = check.check_window(accumulation_steps)
+        self.enable_cudnn_benchmark = check.check_bool(
+            "enable_cudnn_benchmark", enable_cudnn_benchmark
+        )
+        self.enable_deterministic = check.check_bool("enable_deterministic", enable_deterministic)
+        self.early_stop_cycles = check.check_count("early_stop_cycles", early_stop_cycles)
+        self._gpu_ids, self.device = check.check_gpus(gpus, use_cpu)
+        self.random_seed = check.check_seed(random_seed)
+        self.enable_tensorboard = check.check_bool("enable_tensorboard", enable_tensorboard)
+        self.enable_file_logging = check.check_bool("enable_file_logging", enable_file_logging)
+        self.enable_progress_bar = check.check_bool("enable_progress_bar", enable_progress_bar)
+        self.chkpt_root = check.check_path("chkpt_root", chkpt_root)
+        self.log_path = check.check_path("log_path", log_path)
+        self.run_path = check.check_path("run_path", run_path)
+        self.src_root = check.check_path("src_root", src_root)
+        self.import_prefix = check.check_string("import_prefix", import_prefix)
+        self.print_banner = check.check_bool("print_banner", print_banner)
+        check.check_exclusive(
+            benchmark=enable_cudnn_benchmark,
+            deterministic=enable_deterministic,
+            early_stop_cycles=early_stop_cycles,
+            valid_frequency=valid_frequency,
+            chkpt_frequency=chkpt_frequency,
+            chkpt_root=self.chkpt_root,
+            enable_tensorboard=enable_tensorboard,
+            run_path=self.run_path,
+            enable_file_logging=enable_file_logging,
+            log_path=self.log_path,
+        )
+        self.loop: Loop | None = None
+        self._model: Model | None = None
+        self._datamodule: DataModule | None = None
+        self._train_exceptions: list[type[Exception]] = []
+        self._test_exceptions: list[type[Exception]] = []
+        self._plugins: dict[str, Plugin] = {}
+        for plugin in plugins:
+            if not isinstance(plugin, Plugin):
+                raise TypeError(
+                    f"plugins: received a {type(plugin).__name__}; expected helios.plugins.Plugin"
+                )
+            if plugin.plug_id in self._plugins:
+                raise ValueError(f"plugins: two plugins have the id {plugin.plug_id!r}")
+            self._plugins[plugin.plug_id] = plugin
+
+    @property
+    def model(self) -> Model:
+        """Return the model.
+
+        Raises:
+            RuntimeError: if nothing has been run yet.
+        """
+        if self._model is None:
+            raise RuntimeError("the trainer has no model yet; it has one once fit or test runs")
+        return self._model
+
+    @property
+    def datamodule(self) -> DataModule:
+        """Return the datamodule.
+
+        Raises:
+            RuntimeError: if nothing has been run yet.
+        """
+        if self._datamodule is None:
+            raise RuntimeError(
+                "the trainer has no datamodule yet; it has one once fit or test runs"
+            )
+        return self._datamodule
+
+    @property
+    def local_rank(self) -> int:
+        """Return the local rank of the trainer."""
+        return get_dist_info().local_rank
+
+    @property
+    def rank(self) -> int:
+        """Return the global rank of the trainer."""
+        return get_dist_info().rank
+
+    @property
+    def gpu_ids(self) -> list[int]:
+        """Return the list of GPU IDs to use for training."""
+        return self._gpu_ids
+
+    @property
+    def train_exceptions(self) -> list[type[Exception]]:
+        """Return the list of valid exceptions for training.
+
+        One of these types is re-raised by `fit`, after clean-up; any other makes it return False.
+        """
+        return self._train_exceptions
+
+    @property
+    def test_exceptions(self) -> list[type[Exception]]:
+        """Return the list of valid exceptions for testing, as `train_exceptions`."""
+        return self._test_exceptions
+
+    @property
+    def plugins(self) -> dict[str, Plugin]:
+        """Return the list of plug-ins."""
+        return self._plugins
+
+    @property
+    def queue(self) -> mp.Queue[Any] | None:
+        """Return the multi-processing queue instance.
+
+        If training isn't distributed or if ``torchrun`` is used, then None is returned instead.
+        """
+        return None
+
+    @property
+    def seed(self) -> int:
+        """Return the seed that is used: ``random_seed``, or the default one."""
+        return DEFAULT_SEED if self.random_seed is None else self.random_seed
+
+    @property
+    def state(self) -> TrainingState:
+        """Return the state of the run in progress, or of the last one.
+
+        Raises:
+            RuntimeError: if nothing has been run yet.
+        """
+        if self.loop is None:
+            raise RuntimeError("the trainer has no state yet; it has one once fit runs")
+        return self.loop.state
+
+    def fit(self, model: Model, datamodule: DataModule) -> bool:
+        """Run the full training routine.
+
+        With a ``chkpt_root`` it goes on from the last checkpoint of the model there, if there is
+        one; a run that is finished trains nothing more.
+
+        Args:
+            model: the model to run on.
+            datamodule: the datamodule to use.
+
+        Returns:
+            True if the training process completed successfully, false otherwise.
+
+        Raises:
+            ValueError: if ``total_steps`` is 0, or if several ranks are asked for.
+            TypeError: if the model or the datamodule is something else.
+        """
+        if self.total_steps == 0:
+            raise ValueError(
+                "total_steps: received 0, which trains nothing; expected the number of "
+                f"{'epochs' if self.train_unit is TrainingUnit.EPOCH else 'updates'} to train for, "
+                "or float('inf')"
+            )
+        return self._guarded(running.fit, self._train_exceptions, model, datamodule)
+
+    def test(self, model: Model, datamodule: DataModule) -> bool:
+        """Run the full testing routine.
+
+        It tests the last checkpoint of the model under ``chkpt_root``; without one, what the
+        model's ``load_for_testing`` loads; without that, the model as it is.
+
+        Args:
+            model: the model to run on.
+            datamodule: the datamodule to use.
+
+        Returns:
+            True if the training process completed successfully, false otherwise.
+
+        Raises:
+            TypeError: if the model or the datamodule is something else.
+        """
+        return self._guarded(running.test, self._test_exceptions, model, datamodule)
+
+    def say(self, message: str, logger: logging.Logger | None = None) -> None:
+        """Print a message, and write it to the log if there is one."""
+        sys.stdout.write(message + "\n")
+        sys.stdout.flush()
+        if logger is not None:
+            logger.info(message)
+
+    def _guarded(
+        self,
+        routine: Callable[[Trainer, Model, DataModule], None],
+        passed_on: Sequence[type[Exception]],
+        model: Any,
+        datamodule: Any,
+    ) -> bool:
+        """Run a routine; tell success from failure as `fit` and `test` promise."""
+        for name, value, kind in (("model", model, Model), ("datamodule", datamodule, DataModule)):
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"{name}: received a {type(value).__name__}; expected a "
+                    f"{kind.__module__.rsplit('.', 1)[0]}.{kind.__name__}"
+                )
+        if get_dist_info().world_size > 1:
+            raise ValueError(
+                f"received {get_dist_info().world_size} ranks; this version of helios trains on "
+                "one. Run the script with python, not with torchrun."
+            )
+        self._model, self._datamodule = model, datamodule
+        try:
+            routine(self, model, datamodule)
+        except Exception as error:
+            if isinstance(error, tuple(passed_on)):
+                raise
+            sys.stderr.write(traceback.format_exc())
+            sys.stderr.flush()
+            return False
+        return True

@@ -1,0 +1,38 @@
+"""The models that the laws of the step are tried on."""
+
+from __future__ import annotations
+
+import functools
+
+import helios
+from tests import zoo
+
+_MAKE = {
+    "line": lambda: zoo.Line("line", lambda: helios.optim.SGD(lr=0.1, momentum=0.9)),
+    "noisy": lambda: zoo.Noisy("noisy"),
+    "weighted": lambda: zoo.Weighted("weighted"),
+    "adversarial": lambda: zoo.Adversarial("adversarial"),
+    "averaged": lambda: Averaged("averaged"),
+}
+MODELS = sorted(_MAKE)
+ENGINES = ["autograd", "func"]
+
+
+class Averaged(zoo.Noisy):
+    """Clips its gradients and keeps an average of its parameters; one layer is frozen."""
+
+    def setup(self, fast_init=False):
+        super().setup()
+        self.net[0].requires_grad_(False)
+        self.optimizer = helios.optim.chain(
+            clip=helios.optim.clip_by_global_norm(0.1), adamw=helios.optim.AdamW(lr=1e-2)
+        )
+        self.average = helios.optim.average(decay=0.9)
+
+
+@functools.cache
+def built(kind: str) -> helios.Model:
+    """Return a model, set up; one object per kind, so that laws also hold across its uses."""
+    model = _MAKE[kind]()
+    model.prepare(3)
+    return model

@@ -1,0 +1,277 @@
+"""What the laws quantify over, and a shell that does nothing but keep the counters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from helios.functional.plan import Plan
+from helios.functional.schedule import (
+    Batch,
+    Checkpoint,
+    EpochEnd,
+    EpochStart,
+    Event,
+    Outcome,
+    Peek,
+    Stop,
+    StopReason,
+    Validate,
+    schedule,
+)
+from helios.functional.state import (
+    TrainingState,
+    TrainingUnit,
+    begin_batch,
+    end_batch,
+    end_epoch,
+    end_validation,
+    judge,
+    start_epoch,
+)
+
+CARRY = "what only the shell holds"
+
+
+class Script(NamedTuple):
+    """What comes of events, as a function of the events alone.
+
+    ``improved`` is read at ``Validate.cycle``, over and over; ``stops`` holds keys of events after
+    which a stop is asked for.
+    """
+
+    improved: tuple[bool, ...] = (True,)
+    stops: frozenset[tuple[str, int]] = frozenset()
+
+    def answer(self, event: tuple[Any, ...]) -> tuple[bool, bool]:
+        """Answer an event given as a tuple ``(name, *fields)`` with ``(improved, stop)``."""
+        improved = event[0] != "Validate" or self.improved[event[1] % len(self.improved)]
+        return improved, key(event) in self.stops
+
+
+class Data(NamedTuple):
+    """The micro-batches of each epoch, over and over; not known to the plan if ``sized`` is off."""
+
+    sizes: tuple[int, ...]
+    sized: bool
+
+    def size_of(self, epoch: int) -> int:
+        """Return the micro-batches of an epoch, which counts from 1."""
+        return self.sizes[(epoch - 1) % len(self.sizes)]
+
+
+class World(NamedTuple):
+    """A plan, the data it runs over, and what comes of its events."""
+
+    plan: Plan
+    data: Data
+    script: Script = Script()
+
+
+class Row(NamedTuple):
+    """An event, and the shell's state once it is done."""
+
+    event: Event
+    state: TrainingState
+
+
+class Run(NamedTuple):
+    """Events with the states they led to; ``returned`` is None where the run was not over."""
+
+    rows: list[Row]
+    returned: TrainingState | None
+
+    @property
+    def events(self) -> list[Event]:
+        """Return the events alone."""
+        return [row.event for row in self.rows]
+
+
+def as_tuple(event: Event) -> tuple[Any, ...]:
+    """Return an event as ``(name, *fields)``."""
+    fields = msgspec.structs.astuple(event)
+    return type(event).__name__, *(x.value if isinstance(x, StopReason) else x for x in fields)
+
+
+def key(event: tuple[Any, ...]) -> tuple[str, int]:
+    """Return what names an event in a run: its kind and the counter that tells it from others."""
+    position = {"Batch": 3, "Checkpoint": 2}.get(event[0], 1)
+    return event[0], event[position] if len(event) > position else 0
+
+
+def drive(
+    world: World,
+    state: TrainingState | None = None,
+    *,
+    limit: int = 5_000,
+    stop_at: Callable[[int, Event], bool] = lambda index, event: False,
+) -> Run:
+    """Run a plan as a shell does: answer its events, and keep a state of one's own.
+
+    Args:
+        world: the plan, the data and the script.
+        state: where to begin, a new run by default.
+        limit: how many events to take at most.
+        stop_at: whether to ask for a stop at an event, given its index too.
+    """
+    plan, data, script = world
+    state = TrainingState() if state is None else state
+    state = replace(state, carry=CARRY)
+    events = schedule(plan, state)
+    rows: list[Row] = []
+    returned: TrainingState | None = None
+    outcome: Outcome | None = None
+    while len(rows) < limit:
+        try:
+            event = events.send(outcome)
+        except StopIteration as over:
+            returned = over.value
+            break
+        state = _apply(plan, state, event, script)
+        rows.append(Row(event, state))
+        improved, stop = script.answer(as_tuple(event))
+        stop = stop or stop_at(len(rows) - 1, event)
+        available = 2
+        if isinstance(event, Peek):
+            left = data.size_of(state.global_epoch) - state.dataset_iter
+            assert left >= 0
+            available = min(left, 2)
+        outcome = Outcome(improved=improved, stop=stop, available=available)
+        if outcome == Outcome():
+            outcome = None
+    if returned is not None:
+        assert isinstance(rows[-1].event, Stop)
+        assert returned == replace(state, carry=None)
+    return Run(rows, returned)
+
+
+def _apply(plan: Plan, state: TrainingState, event: Event, script: Script) -> TrainingState:
+    """Apply an event to the shell's state, with nothing but the public transitions."""
+    if isinstance(event, EpochStart):
+        assert event.first_batch == state.dataset_iter
+        state = start_epoch(state)
+        assert event.epoch == state.global_epoch
+    elif isinstance(event, Batch):
+        assert event.index == state.dataset_iter
+        state = end_batch(begin_batch(state, update=event.update))
+        assert event.iteration == state.global_iteration
+    elif isinstance(event, Validate):
+        assert event.cycle == state.validation_cycles
+        if plan.unit is TrainingUnit.EPOCH:
+            state = end_epoch(state)
+        state = judge(end_validation(state), improved=script.answer(as_tuple(event))[0])
+    elif isinstance(event, EpochEnd):
+        assert event.epoch == state.global_epoch
+        state = end_epoch(state)
+    elif isinstance(event, Checkpoint):
+        assert (event.epoch, event.iteration) == (state.global_epoch, state.current_iteration)
+    return state
+
+
+def written_and_read(state: TrainingState) -> TrainingState:
+    """Return the counters of a state as they come back from a file."""
+    counters = {name: getattr(state, name) for name in STORED}
+    return TrainingState(**msgspec.json.decode(msgspec.json.encode(counters)))
+
+
+STORED = [name for name in TrainingState.__struct_fields__ if name != "carry"]
+
+
+def without_peeks(events: list[Event]) -> list[Event]:
+    """Return what happens in a run, without the questions that are asked on the way."""
+    return [event for event in events if not isinstance(event, Peek)]
+
+
+_MAYBE = st.sampled_from([None, 1, 2, 3, 4])
+_KINDS = st.sampled_from(["EpochStart", "Batch", "Validate", "EpochEnd", "Checkpoint"])
+_STOPS = st.frozensets(st.tuples(_KINDS, st.integers(0, 20)), max_size=2)
+_IMPROVED = st.integers(2, 127).map(lambda bits: tuple(x == "1" for x in f"{bits:b}"[1:]))
+_SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=3)
+
+
+def _plan(
+    data: Data,
+    unit: TrainingUnit,
+    total: int | None,
+    accumulation: int,
+    frequencies: tuple[int | None, int | None, int | None],
+    patience: int | None,
+    save_final: bool,
+    early_stop: bool | None,
+) -> Plan:
+    valid, chkpt, log = frequencies
+    if early_stop:
+        valid, patience = valid or 1, patience or 1
+    elif valid is None or early_stop is False:
+        patience = None
+    if total is not None and unit is TrainingUnit.EPOCH:
+        total = (total + 1) // 2
+    return Plan(
+        unit=unit,
+        total_steps=total,
+        batches_per_epoch=data.sizes[0] if data.sized else None,
+        accumulation_steps=accumulation,
+        valid_frequency=valid,
+        chkpt_frequency=chkpt,
+        print_frequency=log,
+        early_stop_cycles=patience,
+        save_final=save_final,
+    )
+
+
+@functools.cache
+def datas() -> st.SearchStrategy[Data]:
+    """Draw data: epochs of one known size, of one unknown size, or of several."""
+    return st.builds(
+        lambda sizes, sized: Data(tuple(sizes[:1] if sized else sizes), sized),
+        _SIZES,
+        st.booleans(),
+    )
+
+
+@functools.cache
+def scripts(*, stops: bool = True) -> st.SearchStrategy[Script]:
+    """Draw scripts: which validations improve, and where a stop is asked for."""
+    return st.builds(Script, _IMPROVED, _STOPS if stops else st.just(frozenset()))
+
+
+@functools.cache
+def worlds(
+    *,
+    unit: TrainingUnit | None = None,
+    finite: bool = True,
+    stops: bool = False,
+    early_stop: bool | None = None,
+) -> st.SearchStrategy[World]:
+    """Draw a plan, its data and its script.
+
+    Args:
+        unit: what the plan counts, None for either.
+        finite: whether it has a total.
+        stops: whether stops are asked for.
+        early_stop: whether the plan stops early, None for either.
+    """
+    return st.builds(
+        lambda data, script, *plan: World(_plan(data, *plan, early_stop), data, script),
+        datas(),
+        scripts(stops=stops),
+        st.sampled_from(TrainingUnit) if unit is None else st.just(unit),
+        st.integers(1, 10) if finite else st.none(),
+        st.integers(1, 5),
+        st.tuples(_MAYBE, _MAYBE, _MAYBE),
+        st.sampled_from([None, 1, 2, 3]),
+        st.booleans(),
+    )
+
+
+@st.composite
+def reachable(draw: st.DrawFn, world: World) -> TrainingState:
+    """Draw a state that a run of ``world`` leaves behind when it is stopped somewhere."""
+    at = draw(st.integers(0, 40))
+    rows = drive(world, limit=500, stop_at=lambda index, event: index >= at).rows
+    return written_and_read(rows[-1].state)

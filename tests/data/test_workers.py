@@ -1,0 +1,101 @@
+import os
+import signal
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from helios.errors import DataError
+from tests.data.samples import Noisy, digest
+
+
+def workers_of(source):
+    return source._feed._iterator._workers
+
+
+class Stuck(Dataset):
+    """Tells the process that fetches its second sample, and then never returns."""
+
+    def __init__(self):
+        self.reached = torch.multiprocessing.get_context("fork").Event()
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if index == 1:
+            self.reached.set()
+            while True:
+                signal.pause()
+        return index
+
+
+class Dying(Noisy):
+    def __getitem__(self, index):
+        if index == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_outlive_a_signal_to_the_group(opened, number):
+    expected = digest(opened(Noisy(12), batch_size=2).open(0, 0))
+    source = opened(Noisy(12), batch_size=2, num_workers=2)
+    batches = source.open(0, 0)
+    hashes = digest([next(batches)])
+    for worker in workers_of(source):
+        # As a shell's kill does: from a process that is not the workers' parent.
+        os.waitpid(os.posix_spawnp("kill", ["kill", f"-{number}", str(worker.pid)], os.environ), 0)
+    assert hashes + digest(batches) == expected
+
+
+def test_a_stuck_worker_can_be_terminated(opened):
+    dataset = Stuck()
+    source = opened(dataset, num_workers=1, persistent_workers=False)
+    batches = source.open(0, 0)
+    next(batches)
+    assert dataset.reached.wait(30)
+    (worker,) = workers_of(source)
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_closing_ends_the_workers(opened, kept):
+    source = opened(Noisy(12), num_workers=2, persistent_workers=kept)
+    batches = source.open(0, 0)
+    next(batches)
+    workers = list(workers_of(source))
+    source.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_leaving_an_epoch_ends_workers_that_are_not_kept(opened):
+    source = opened(Noisy(12), num_workers=2, persistent_workers=False)
+    batches = source.open(0, 0)
+    next(batches)
+    workers = list(workers_of(source))
+    batches.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_kept_workers_serve_the_next_epoch(opened):
+    source = opened(Noisy(4), num_workers=1)
+    list(source.open(0, 0))
+    (worker,) = source._feed.loader._iterator._workers
+    list(source.open(1, 0))
+    assert source._feed.loader._iterator._workers == [worker]
+
+
+def test_a_closed_source_can_be_opened_again(opened):
+    source = opened(Noisy(4), num_workers=1)
+    expected = digest(source.open(0, 0))
+    source.close()
+    assert digest(source.open(0, 0)) == expected
+
+
+def test_a_killed_worker_is_an_error_that_names_the_batch(opened):
+    source = opened(Dying(6), batch_size=2, num_workers=1)
+    with pytest.raises(DataError, match=r"worker 0 was ended by SIGKILL while batch . of epoch 0"):
+        list(source.open(0, 0))
