@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import optree
+import pytest
 import torch
 import torch.utils._pytree as torch_pytree
 from hypothesis import given
@@ -12,6 +13,8 @@ import helios
 from helios.functional.tree import NAMESPACE, clone, leaves_with_paths, map_leaves
 from property_tests.cases import MODELS, built
 from property_tests.test_serial import TREES
+
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 
 @given(st.sampled_from(MODELS), st.integers(0, 99))

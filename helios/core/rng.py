@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
-from helios.functional.rng import fold, generator_states, restore_generators, seed_generators
+from helios.core.numpy_state import save_numpy
+from helios.functional.rng import generator_states, restore_generators, seed_generators
+
+_ODD = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: multiplying by it stirs the upper bits
 
 
 class RngStates(NamedTuple):
@@ -36,11 +40,14 @@ def seed_all(key: int) -> None:
         >>> before == (random.random(), float(np.random.rand()), float(torch.rand(())))
         True
     """
-    seed_generators(key)
+    if get_worker_info() is None:
+        seed_generators(key)
+    else:  # a forked process must not use the generators of devices
+        torch.default_generator.manual_seed(key)
     random.seed(key)
-    # torch and numpy have the same Mersenne twister and keep 32 bits of a seed: of the same bits
+    # Torch and numpy have the same Mersenne twister and keep 32 bits of a seed: of the same bits
     # both would draw the same numbers.
-    np.random.seed(fold(key, "numpy") & 0xFFFFFFFF)
+    np.random.seed(key * _ODD >> 32 & 0xFFFFFFFF)
 
 
 def generator(key: int) -> np.random.Generator:
@@ -66,8 +73,11 @@ def restore_rng_states(states: RngStates) -> None:
 
 
 @contextlib.contextmanager
-def preserved_rng() -> Iterator[None]:
+def preserved_rng(key: int | None = None) -> Iterator[None]:
     """Run a block, and put the global generators back as they were before it.
+
+    Args:
+        key: (optional) what to seed them with for the block.
 
     Example:
         >>> before = random.getstate()
@@ -76,11 +86,17 @@ def preserved_rng() -> Iterator[None]:
         >>> random.getstate() == before
         True
     """
-    states = rng_states()
+    torch_states = generator_states()
+    python_state = random.getstate()
+    restore_numpy = save_numpy()
     try:
+        if key is not None:
+            seed_all(key)
         yield
     finally:
-        restore_rng_states(states)
+        restore_generators(torch_states)
+        random.setstate(python_state)
+        restore_numpy()
 
 
 def python_rng_state() -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Sampler
 
+from helios.core.rng import preserved_rng
 from helios.data.checks import check_integer
-from helios.data.generators import isolated
 from helios.data.samplers import ResumableSampler
 from helios.functional.rng import fold
 
@@ -82,11 +82,11 @@ class KeyedBatchSampler(Sampler[BatchIndices]):
 
     def _cut_foreign(self, epoch: int, start: int) -> Iterator[BatchIndices]:
         self._start_iter = 0
-        with isolated(fold(self.seed, "sampler", epoch)):
+        with preserved_rng(fold(self.seed, "sampler", epoch)):
             numbers = iter(self.sampler)
         number = 0
         while True:
-            with isolated(fold(self.seed, "sampler", epoch, number)):
+            with preserved_rng(fold(self.seed, "sampler", epoch, number)):
                 indices = list(islice(numbers, self.batch_size))
             if not self._whole(indices):
                 return

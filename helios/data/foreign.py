@@ -16,8 +16,8 @@ from torch.utils.data import (
     default_collate,
 )
 
+from helios.core.rng import preserved_rng
 from helios.data.feeds import WorkerFeed
-from helios.data.generators import isolated
 from helios.data.keyed import draws_nothing
 from helios.data.samplers import ResumableSampler
 from helios.functional.rng import fold
@@ -52,7 +52,7 @@ class ForeignFeed(WorkerFeed):
             return islice(self.loader, start, None), 0
         self._lend(epoch)
         first = self._jump(start)
-        with isolated(fold(self.seed, "loader", epoch)):
+        with preserved_rng(fold(self.seed, "loader", epoch)):
             batches = self.iterate()
         if not _draws_nothing(self.loader):
             batches = self._isolated(batches, epoch, first)
@@ -60,7 +60,7 @@ class ForeignFeed(WorkerFeed):
 
     def _isolated(self, batches: Iterator[Any], epoch: int, number: int) -> Iterator[Any]:
         while True:
-            with isolated(fold(self.seed, "loader", epoch, number)):
+            with preserved_rng(fold(self.seed, "loader", epoch, number)):
                 try:
                     batch = next(batches)
                 except StopIteration:

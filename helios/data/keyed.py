@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset, get_worker_info
 
+from helios.core.rng import preserved_rng, seed_all
 from helios.data.batches import BatchIndices
-from helios.data.generators import isolated, seed_all
 from helios.errors import DataError
 from helios.functional.rng import fold
 
@@ -63,7 +63,7 @@ class KeyedDataset(torch.utils.data.Dataset[Any]):
             return self._fetch(batch, _no_key)
         if get_worker_info() is not None:
             return self._fetch(batch, seed_all)
-        with isolated():
+        with preserved_rng():
             return self._fetch(batch, seed_all)
 
     def _fetch(self, batch: BatchIndices, seed: Callable[[int], None]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from helios.data.generators import isolated, seed_all
+from helios.core.rng import preserved_rng, seed_all
 from helios.functional.rng import fold
 
 
@@ -100,4 +100,4 @@ class KeyedStream(IterableDataset[list[Any]]):
 
 def _guard(worker: int | None) -> AbstractContextManager[None]:
     # A worker's generators serve nothing but its samples.
-    return isolated() if worker is None else nullcontext()
+    return preserved_rng() if worker is None else nullcontext()

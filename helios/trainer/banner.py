@@ -21,7 +21,6 @@ def banner(model: Model, plan: Plan | None, device: torch.device) -> str:
     parameters = [p.numel() for p in model.parameters()]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines = [
-        "helios",
         get_env_info_str(),
         f"Device: {device}",
         f"Model: {type(model).__name__} ({model.save_name}), {sum(parameters):,} parameters, "

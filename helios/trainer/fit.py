@@ -67,12 +67,15 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             take_up(train, content)
             trainer.say(f"Resuming training from checkpoint {path}", loggers.logger)
             _warn_of_lost_promises(content, trainer)
-        if train.resume_note and state.dataset_iter > 0:
-            trainer.say(train.resume_note, loggers.logger)
         progress = None
         if trainer.enable_progress_bar:
             progress = Progress(_total_updates(plan), state.current_iteration)
-        reporter = Reporter(loggers.logger, loggers.writer, progress)
+        reporter = Reporter(
+            loggers.logger,
+            loggers.writer,
+            progress,
+            announce=lambda message: trainer.say(message, loggers.logger),
+        )
         stack.callback(reporter.close)
         saver = None
         if folder is not None:

@@ -144,6 +144,8 @@ class Loop:
             restore_rng()
         self.state = start_epoch(self.state)
         self._batches = self._train.open(event.epoch - 1, event.first_batch)
+        if self._train.resume_note is not None:
+            self._reporter.announce(self._train.resume_note)
         key = rng.fold(self.state.seed, "epoch_start", event.epoch)
         self._hooks.call("on_training_epoch_start", key, event.epoch)
         if restore_rng is not None and resumed:

@@ -83,7 +83,7 @@ def replay(
             train,
             valid,
             mover(trainer.device),
-            Reporter(None, None, None),
+            Reporter(),
             donate=False,
         )
         trainer.loop = loop

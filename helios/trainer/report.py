@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from logging import Logger
 from typing import Any
 
@@ -20,12 +20,20 @@ class Reporter:
         logger: the log, None for none.
         writer: the TensorBoard writer, None for none.
         progress: the terminal, None for none.
+        announce: prints what the user is to know in any case, None to keep quiet.
     """
 
-    def __init__(self, logger: Logger | None, writer: Any, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        logger: Logger | None = None,
+        writer: Any = None,
+        progress: Progress | None = None,
+        announce: Callable[[str], None] | None = None,
+    ) -> None:
         self._logger = logger
         self._writer = writer
         self._progress = progress
+        self._announce = announce
         self._wanted = not (logger is None and writer is None and progress is None)
 
     def training(self, state: TrainingState) -> TrainingState:
@@ -73,6 +81,11 @@ class Reporter:
         """Write a sentence to the log."""
         if self._logger is not None:
             self._logger.info(message)
+
+    def announce(self, message: str) -> None:
+        """Print a sentence, and write it to the log."""
+        if self._announce is not None:
+            self._announce(message)
 
     def close(self) -> None:
         """Close the terminal's bar; the loggers close by themselves."""

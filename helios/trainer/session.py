@@ -45,7 +45,7 @@ def session(
         datamodule.prepare_data()
         if trainer.src_root is not None:
             update_all_registries(trainer.src_root, import_prefix=trainer.import_prefix)
-        for plugin in trainer.plugins.values():
+        for plugin in list(trainer.plugins.values()):
             plugin.trainer = trainer
             plugin.device = trainer.device
             plugin.rank = trainer.rank

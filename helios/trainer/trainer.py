@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch.multiprocessing as mp
 
 from helios.core.distributed import get_dist_info
+from helios.core.logging import check_run_name
 from helios.data import DataModule
 from helios.functional.rng import DEFAULT_SEED
 from helios.functional.state import TrainingState, TrainingUnit
@@ -104,6 +105,8 @@ class Trainer:
         plugins: Sequence[Plugin] = (),
     ) -> None:
         self.run_name = check.check_string("run_name", run_name)
+        if run_name:
+            check_run_name(run_name)
         self.train_unit = check.check_unit(train_unit)
         self.total_steps = check.check_total_steps(total_steps)
         self.valid_frequency = check.check_count("valid_frequency", valid_frequency)

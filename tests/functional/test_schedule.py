@@ -243,6 +243,13 @@ def test_a_checkpoint_due_at_a_stop_waits_for_the_validation_before_it() -> None
     assert kinds(events_of(plan, state, limit=4)) == "(VCB"
 
 
+def test_a_checkpoint_due_at_a_stop_waits_for_the_end_of_the_epoch_before_it() -> None:
+    plan = Plan(unit=ITERATION, batches_per_epoch=2, chkpt_frequency=2, save_final=True)
+    events, state = run(plan, answer=stopping_at_batch(2))
+    assert kinds(events) == "(BBc."
+    assert kinds(events_of(plan, state, limit=5)) == "()C(B"
+
+
 @pytest.mark.parametrize("unit", TrainingUnit)
 def test_the_last_state_is_saved_once_where_the_last_step_is_on_the_cadence(
     unit: TrainingUnit,
@@ -409,9 +416,15 @@ def test_a_window_in_progress_goes_on_under_another_size() -> None:
     assert kinds(events_of(replace(plan, accumulation_steps=2), state)) == "(BbB."
 
 
+def test_a_new_valid_frequency_does_not_validate_in_the_middle_of_a_window() -> None:
+    plan = Plan(unit=ITERATION, total_steps=4, batches_per_epoch=9, accumulation_steps=2)
+    _, state = run(plan, answer=stopping_at_batch(5))
+    assert kinds(events_of(replace(plan, valid_frequency=2), state)) == "(BbBV."
+
+
 def test_a_position_beyond_the_epoch_is_refused() -> None:
-    state = TrainingState(global_epoch=2, global_iteration=17, dataset_iter=7)
-    message = r"after micro-batch 7 of epoch 2, and an epoch now has 5.*Resume with those of the"
+    state = TrainingState(global_epoch=2, global_iteration=16, dataset_iter=6)
+    message = r"after micro-batch 6 of epoch 2, and an epoch now has 5.*Resume with those of the"
     with pytest.raises(ResumeError, match=message):
         events_of(Plan(batches_per_epoch=5), state)
 
@@ -464,6 +477,18 @@ def test_a_validation_is_made_up_for_before_the_loader_is_asked() -> None:
     )
     assert kinds(events_of(plan, left_at_the_second, loader_of(2))) == "(V?)C(?B?BV)C."
     assert kinds(events_of(plan, left_at_the_second, loader_of(3))) == "(V?C?B)(?BVC."
+
+
+def test_a_validation_that_was_done_is_not_repeated_at_the_end_of_the_epoch() -> None:
+    plan = Plan(unit=ITERATION, total_steps=3, valid_frequency=2)
+    validated = TrainingState(
+        current_iteration=2,
+        global_iteration=2,
+        global_epoch=1,
+        dataset_iter=2,
+        validation_cycles=1,
+    )
+    assert kinds(events_of(plan, validated, loader_of(2))) == "(?)(?B."
 
 
 def test_an_end_that_a_finished_run_did_not_see_is_made_up_for_when_it_goes_on() -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from helios.data.generators import isolated
+from helios.core.rng import preserved_rng
 from helios.functional.rng import fold
 from tests.data.samples import global_state
 
@@ -24,14 +24,14 @@ def test_the_global_generators_are_put_back(normals, key):
     random.gauss(0, 1)
     np.random.standard_normal(normals)  # an odd number keeps one back
     before = global_state()
-    with isolated(key):
+    with preserved_rng(key):
         draw()
     assert global_state() == before
 
 
 def test_they_are_put_back_after_an_exception():
     before = global_state()
-    with contextlib.suppress(KeyError), isolated(5):
+    with contextlib.suppress(KeyError), preserved_rng(5):
         draw()
         raise KeyError
     assert global_state() == before
@@ -42,7 +42,7 @@ def test_another_bit_generator_is_put_back():
     np.random.set_bit_generator(np.random.PCG64(1))
     try:
         before = np.random.get_state(legacy=False)
-        with isolated():
+        with preserved_rng():
             np.random.rand()
         assert np.random.get_state(legacy=False) == before
     finally:
@@ -52,13 +52,13 @@ def test_another_bit_generator_is_put_back():
 def test_a_key_seeds_all_three():
     seen = []
     for _ in range(2):
-        with isolated(11):
+        with preserved_rng(11):
             seen.append((torch.rand(2).tolist(), random.random(), np.random.rand()))
     assert seen[0] == seen[1]
 
 
 def test_torch_and_numpy_do_not_share_a_stream():
-    with isolated(fold(0, "sample", 0)):
+    with preserved_rng(fold(0, "sample", 0)):
         words = torch.randint(0, 2**20, (8,)).tolist()
         others = np.random.randint(0, 2**32, 8, dtype=np.uint32).tolist()
     assert not set(words) & {other % 2**20 for other in others}
@@ -66,7 +66,7 @@ def test_torch_and_numpy_do_not_share_a_stream():
 
 def test_torch_and_numpy_share_a_stream_under_one_seed():
     # The reason for the test above.
-    with isolated():
+    with preserved_rng():
         torch.manual_seed(5)
         np.random.seed(5)
         words = torch.randint(0, 2**20, (8,)).tolist()

@@ -1,0 +1,90 @@
+"""T1: a run that is stopped and taken up again, in new processes, is the run that was not.
+
+For both units, windows of 1 and 3, and 0 and 2 workers: for every micro-batch k of three epochs,
+fit to k, then in a new process to the end. Then every k of the second epoch followed by a second
+stop in the same epoch. The model has dropout, batch normalisation, clipping and an average of its
+parameters; the data is shuffled and augmented by torch, ``random`` and numpy; hooks and a plugin
+draw from all three and their draws are in the loss. Compared bit by bit: every value in the last
+checkpoint (parameters, buffers, optimizer state, open window, counters, best score, generators),
+every checkpoint that both runs wrote, and the events with their counters and their draws.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+import helios
+from tests.exactness.runs import (
+    BATCHES,
+    MICRO_BATCHES,
+    PLANS,
+    Leg,
+    contents_of,
+    events_of,
+    last_checkpoint,
+    legs_of,
+)
+from tests.exactness.zygote import ROOT, Zygote
+
+CONFIGURATIONS = [(*plan, workers) for plan in PLANS for workers in (0, 2)]
+SECOND_EPOCH = range(BATCHES + 1, 2 * BATCHES + 1)
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    with Zygote() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=CONFIGURATIONS, ids=lambda c: "-".join(map(str, c)))
+def whole(request, zygote, tmp_path_factory):
+    """The uninterrupted run."""
+    unit, accumulation, workers = request.param
+    folder = tmp_path_factory.mktemp("whole")
+    run = Leg(str(folder), unit, accumulation, workers)
+    zygote.run([[run]])
+    return run
+
+
+def interrupted(zygote, whole, folder, stops):
+    """Run with each of some tuples of stops, and return the folders."""
+    runs = [
+        legs_of(
+            msgspec.structs.replace(whole, folder=str(folder / "-".join(map(str, stop)))), stop
+        )
+        for stop in stops
+    ]
+    zygote.run(runs)
+    return [legs[0].folder for legs in runs]
+
+
+def assert_same(whole, folder):
+    expected, received = contents_of(whole.folder), contents_of(folder)
+    assert events_of(folder) == events_of(whole.folder), folder
+    assert last_checkpoint(folder) == last_checkpoint(whole.folder), folder
+    last = last_checkpoint(folder)
+    assert helios.first_difference(received[last], expected[last]) is None, folder
+    assert expected.keys() <= received.keys(), folder
+    return expected, received
+
+
+def micro_batches(whole):
+    return 11 if (whole.unit, whole.accumulation) == ("iteration", 1) else MICRO_BATCHES
+
+
+def test_a_stop_after_any_micro_batch_changes_no_bit(whole, zygote, tmp_path):
+    stops = [(k,) for k in range(1, micro_batches(whole) + 1)]
+    for folder in interrupted(zygote, whole, tmp_path, stops):
+        assert_same(whole, folder)
+
+
+def test_two_stops_in_one_epoch_change_no_bit(whole, zygote, tmp_path):
+    stops = list(itertools.combinations(SECOND_EPOCH, 2))
+    for folder in interrupted(zygote, whole, tmp_path, stops if whole.workers == 0 else stops[1:4]):
+        assert_same(whole, folder)
