@@ -92,11 +92,10 @@ class Carry(msgspec.Struct, frozen=True, eq=False):
 class _Consumed:
     """What stands in a state for the tensors that a donated step has taken."""
 
-    def __getattr__(self, name: str) -> Any:
-        """Raise, and say what happened."""
+    def _raise(self, *_: Any) -> Any:
         raise ConsumedStateError(_CONSUMED)
 
-    __getitem__ = __iter__ = __len__ = __getattr__
+    __getattr__ = __getitem__ = __iter__ = __len__ = _raise
 
 
 _CONSUMED = (

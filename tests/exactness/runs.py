@@ -18,6 +18,7 @@ import torch
 from msgspec.structs import replace
 
 import helios
+from helios.plugins import UniquePluginOverrides
 from helios.trainer import find_last_checkpoint
 from helios.trainer.store import read_checkpoint
 from tests.zoo import Augmented, Noisy
@@ -118,7 +119,7 @@ class Shuffler(helios.Plugin):
     """Changes every batch by numbers of all three generators."""
 
     def __init__(self):
-        super().__init__("shuffler")
+        super().__init__("shuffler", UniquePluginOverrides(training_batch=True))
 
     def process_training_batch(self, batch, state):
         x, y = batch

@@ -55,9 +55,7 @@ def whole(request, zygote, tmp_path_factory):
 def interrupted(zygote, whole, folder, stops):
     """Run with each of some tuples of stops, and return the folders."""
     runs = [
-        legs_of(
-            msgspec.structs.replace(whole, folder=str(folder / "-".join(map(str, stop)))), stop
-        )
+        legs_of(msgspec.structs.replace(whole, folder=str(folder / "-".join(map(str, stop)))), stop)
         for stop in stops
     ]
     zygote.run(runs)
@@ -88,3 +86,51 @@ def test_two_stops_in_one_epoch_change_no_bit(whole, zygote, tmp_path):
     stops = list(itertools.combinations(SECOND_EPOCH, 2))
     for folder in interrupted(zygote, whole, tmp_path, stops if whole.workers == 0 else stops[1:4]):
         assert_same(whole, folder)
+
+
+def test_a_new_process_for_every_micro_batch_changes_no_bit(whole, zygote, tmp_path):
+    every = tuple(range(1, micro_batches(whole) + 1))
+    (folder,) = interrupted(zygote, whole, tmp_path, [every])
+    assert_same(whole, folder)
+
+
+def test_the_number_of_workers_may_change_at_every_resume(whole, zygote, tmp_path):
+    legs = [
+        msgspec.structs.replace(leg, folder=str(tmp_path), workers=(0, 2, 1)[leg.number])
+        for leg in legs_of(whole, (BATCHES + 1, 2 * BATCHES - 1))
+    ]
+    zygote.run([legs])
+    assert_same(whole, tmp_path)
+
+
+def test_a_fresh_interpreter_elsewhere_goes_on_with_the_same_bits(zygote, tmp_path):
+    whole = Leg(str(tmp_path / "whole"), "iteration", 3, 0)
+    first, second = legs_of(msgspec.structs.replace(whole, folder=str(tmp_path / "new")), (5,))
+    zygote.run([[whole], [first]])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    subprocess.run(
+        [sys.executable, "-m", "tests.exactness.runs", msgspec.json.encode(second).decode()],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "4711"},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    assert_same(whole, first.folder)
+
+
+def test_a_finished_run_is_left_as_it_is_by_another_process(whole, zygote):
+    events, before = events_of(whole.folder), contents_of(whole.folder)
+    zygote.run([[msgspec.structs.replace(whole, number=1)]])
+    assert events_of(whole.folder) == events
+    assert helios.first_difference(contents_of(whole.folder), before) is None
+
+
+def test_the_comparison_sees_another_run(whole, zygote, tmp_path):
+    # Another window is another run: were the comparison blind, it would be equal to this one.
+    other = msgspec.structs.replace(
+        whole, folder=str(tmp_path), accumulation=4 - whole.accumulation
+    )
+    zygote.run([[other]])
+    with pytest.raises(AssertionError):
+        assert_same(whole, tmp_path)

@@ -14,6 +14,7 @@ from types import TracebackType
 
 import msgspec
 
+import helios
 from tests.exactness.runs import Leg, run_leg
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,7 @@ class Zygote:
 
 def serve() -> None:
     """Take requests from standard input, one a line, and answer each with its failures."""
+    helios.optim.AdamW(lr=1e-2)  # torch imports its compiler here: seconds, once
     answers = os.fdopen(os.dup(1), "wb")
     os.set_inheritable(answers.fileno(), False)
     os.dup2(2, 1)
