@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+from hypothesis import settings
+
 import helios
 from tests import zoo
 
@@ -16,6 +18,9 @@ _MAKE = {
 }
 MODELS = sorted(_MAKE)
 ENGINES = ["autograd", "func"]
+
+few = settings(max_examples=max(settings.default.max_examples // 10, 30))
+"""For laws whose every example runs a model several times: a tenth of the profile's examples."""
 
 
 class Averaged(zoo.Noisy):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import helios
-from property_tests.cases import ENGINES
+from property_tests.cases import ENGINES, few
 
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=5)
 
@@ -44,6 +44,7 @@ def greatest_error(a, b):
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
+@few
 @given(SIZES, st.integers(0, 999), st.sampled_from(ENGINES))
 def test_ragged_and_masked_micro_batches_equal_one_batch(sizes, seed, engine):
     model = Sums("sums")
@@ -58,6 +59,7 @@ def test_ragged_and_masked_micro_batches_equal_one_batch(sizes, seed, engine):
     assert greatest_error(state.carry.params, once.carry.params) < 1e-12
 
 
+@few
 @given(SIZES, st.integers(0, 999))
 def test_a_wrong_weight_could_not_hide(sizes, seed):
     """The control of the test above: a mean of means is told from the mean."""
@@ -72,6 +74,7 @@ def test_a_wrong_weight_could_not_hide(sizes, seed):
         assert greatest_error(mean_of_means, grads) > 1e-12
 
 
+@few
 @given(st.integers(1, 5), st.integers(0, 99))
 def test_an_unweighted_window_is_the_mean_of_its_micro_batches(window, seed):
     model = Sums("sums")
@@ -94,6 +97,7 @@ def _run(params, x):
     return F.linear(hidden, params["net.2.weight"], params["net.2.bias"])
 
 
+@few
 @given(st.permutations(range(4)), st.integers(0, 99))
 def test_the_order_of_micro_batches_changes_rounding_alone(order, seed):
     model = Sums("sums")
@@ -107,6 +111,7 @@ def test_the_order_of_micro_batches_changes_rounding_alone(order, seed):
     assert greatest_error(straight.carry.params, permuted.carry.params) < 1e-12
 
 
+@few
 @given(st.integers(1, 4), st.integers(1, 9))
 def test_a_short_last_window_of_an_epoch_is_divided_by_its_true_weight(window, batches):
     model = Sums("sums")

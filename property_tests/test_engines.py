@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import helios
-from property_tests.cases import MODELS, built
+from property_tests.cases import MODELS, built, few
 from tests.zoo import batches_for
 
 
+@few
 @given(st.sampled_from(MODELS), st.integers(1, 3), st.integers(0, 99), st.integers(2, 6))
 def test_the_autograd_engine_equals_the_func_engine(kind, window, seed, size):
     model = built(kind)

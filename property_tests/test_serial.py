@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import helios
 from helios.errors import SerialisationError
 from helios.functional.serial import _DTYPES
-from property_tests.cases import MODELS, built
+from property_tests.cases import MODELS, built, few
 from tests.zoo import batches_for
 
 # Torch says once a process that complex32 is experimental, and copies its bits all the same.
@@ -96,6 +96,7 @@ def strides(tensor):
     return [s for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
 
 
+@few
 @given(st.sampled_from(MODELS), st.integers(1, 3), st.integers(0, 99))
 def test_a_step_after_bytes_is_the_step_without(kind, window, seed):
     model = built(kind)
@@ -108,6 +109,7 @@ def test_a_step_after_bytes_is_the_step_without(kind, window, seed):
         state = after
 
 
+@few
 @given(st.sampled_from(MODELS), st.data())
 def test_changed_or_truncated_bytes_are_refused(kind, data):
     good = helios.init_state(built(kind), 0).to_bytes()

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 import helios
 from helios.errors import ConsumedStateError
-from property_tests.cases import ENGINES, MODELS, built
+from property_tests.cases import ENGINES, MODELS, built, few
 from tests.zoo import batches_for
 
 
+@few
 @given(st.sampled_from(MODELS), st.sampled_from(ENGINES), st.integers(1, 3), st.integers(0, 99))
 def test_donated_equals_undonated(kind, engine, window, seed):
     model = built(kind)
@@ -25,6 +26,7 @@ def test_donated_equals_undonated(kind, engine, window, seed):
         assert helios.first_difference(kept, given_away) is None
 
 
+@few
 @given(st.sampled_from(MODELS), st.lists(st.booleans(), min_size=4, max_size=6))
 def test_donated_and_pure_steps_mix(kind, choices):
     model = built(kind)
@@ -36,6 +38,7 @@ def test_donated_and_pure_steps_mix(kind, choices):
     assert helios.first_difference(kept, mixed) is None
 
 
+@few
 @given(st.sampled_from(MODELS))
 def test_a_consumed_state_raises_on_use_and_says_why(kind):
     model = built(kind)

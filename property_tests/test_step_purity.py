@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import helios
 from helios.functional.tree import leaves
-from property_tests.cases import ENGINES, MODELS, built
+from property_tests.cases import ENGINES, MODELS, built, few
 from tests.zoo import batches_for
 
 
@@ -21,6 +21,7 @@ def storages(tree):
     return [t.untyped_storage().data_ptr() for t in tensors(tree) if t.numel()]
 
 
+@few
 @given(st.sampled_from(MODELS), st.sampled_from(ENGINES), st.integers(1, 3), st.integers(0, 99))
 def test_the_inputs_keep_their_bits_and_versions(kind, engine, window, seed):
     model = built(kind)
@@ -35,6 +36,7 @@ def test_the_inputs_keep_their_bits_and_versions(kind, engine, window, seed):
         state = after
 
 
+@few
 @given(st.sampled_from(MODELS), st.sampled_from(ENGINES), st.integers(1, 3), st.integers(0, 99))
 def test_outputs_share_no_storage_with_inputs_nor_leaves_with_one_another(
     kind, engine, window, seed
@@ -51,6 +53,7 @@ def test_outputs_share_no_storage_with_inputs_nor_leaves_with_one_another(
         state = after
 
 
+@few
 @given(st.sampled_from(MODELS), st.sampled_from(ENGINES), st.booleans())
 def test_the_model_and_the_process_are_as_before(kind, engine, training):
     model = built(kind)

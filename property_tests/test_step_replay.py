@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import helios
-from property_tests.cases import ENGINES, MODELS, built
+from property_tests.cases import ENGINES, MODELS, built, few
 from tests.zoo import batches_for
 
 
+@few
 @given(
     st.sampled_from(MODELS),
     st.sampled_from(ENGINES),
@@ -37,6 +38,7 @@ def test_a_step_is_a_function(kind, engine, window, seed, noise):
         assert helios.first_difference(step(before, batch), after) is None
 
 
+@few
 @given(st.integers(0, 99))
 def test_runs_interleaved_through_one_step_do_not_touch_each_other(seed):
     model = built("noisy")
@@ -57,6 +59,7 @@ def test_runs_interleaved_through_one_step_do_not_touch_each_other(seed):
     assert (a, b) == expected
 
 
+@few
 @given(st.integers(0, 2**63 - 1), st.integers(1, 10**12))
 def test_the_loss_draws_under_the_public_key(seed, iteration):
     model = built("noisy")

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 import helios
 from helios.functional.tree import NAMESPACE, clone, leaves_with_paths, map_leaves
-from property_tests.cases import MODELS, built
+from property_tests.cases import MODELS, built, few
 from property_tests.test_serial import TREES
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 
+@few
 @given(st.sampled_from(MODELS), st.integers(0, 99))
 def test_states_flatten_and_unflatten_in_optree_and_in_torch(kind, seed):
     state = helios.init_state(built(kind), seed)

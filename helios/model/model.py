@@ -73,12 +73,7 @@ class Model(ModelHooks, nn.Module, abc.ABC):
 
     def __init__(self, save_name: str) -> None:
         super().__init__()
-        if not isinstance(save_name, str) or not _NAME.fullmatch(save_name):
-            raise ValueError(
-                f"save_name: received {save_name!r}; expected a file name of letters, digits and "
-                "'._=+-' that begins with a letter or a digit"
-            )
-        self._save_name = save_name
+        self._save_name = check_save_name(save_name)
         self._is_set_up = False
         self._device = torch.device("cpu")
         self._rank = 0
@@ -174,6 +169,11 @@ class Model(ModelHooks, nn.Module, abc.ABC):
             ModelError: if the monitored metric was not computed.
         """
         monitor = self.monitor
+        if monitor is not None and not isinstance(monitor, Monitor):
+            raise ModelError(
+                f"monitor: received {monitor!r}; expected helios.Monitor, such as "
+                "helios.Monitor('accuracy', mode='max')"
+            )
         if monitor is None:
             if "loss" not in self.valid_metrics:
                 return True
@@ -211,7 +211,7 @@ class Model(ModelHooks, nn.Module, abc.ABC):
 
     @save_name.setter
     def save_name(self, name: str) -> None:
-        self._save_name = name
+        self._save_name = check_save_name(name)
 
     @property
     def device(self) -> torch.device:
@@ -263,7 +263,13 @@ class Model(ModelHooks, nn.Module, abc.ABC):
 
     @precision.setter
     def precision(self, policy: Policy | str) -> None:
-        self._precision = Policy(policy) if isinstance(policy, str) else policy
+        policy = Policy(policy) if isinstance(policy, str) else policy
+        if not isinstance(policy, Policy):
+            raise TypeError(
+                f"precision: received {policy!r}; expected 'float32', 'bfloat16', 'float16' or a "
+                "helios.Policy"
+            )
+        self._precision = policy
 
     def _evaluate(self, batch: Any) -> Mapping[str, metrics.Mean]:
         samples = metrics.batch_size(batch)
@@ -279,6 +285,20 @@ class Model(ModelHooks, nn.Module, abc.ABC):
         if type(self).objectives is Model.objectives:
             return [("loss", self.loss)]
         return [(objective.metric, objective.loss) for objective in self.objectives()]
+
+
+def check_save_name(name: Any) -> str:
+    """Return a name for checkpoints.
+
+    Raises:
+        ValueError: if it is empty, or has characters that do not belong into a file name.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"save_name: received {name!r}; expected a file name of letters, digits and '._=+-' "
+            "that begins with a letter or a digit"
+        )
+    return name
 
 
 def read_metrics(output: Any, samples: int) -> metrics.Metrics:

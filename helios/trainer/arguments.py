@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from helios.functional.state import TrainingUnit
+from helios.plugins import Plugin, PluginSet
 
 
 def check_unit(value: Any) -> TrainingUnit:
@@ -17,7 +18,10 @@ def check_unit(value: Any) -> TrainingUnit:
     if isinstance(value, TrainingUnit):
         return value
     if isinstance(value, str):
-        return TrainingUnit.from_str(value)
+        try:
+            return TrainingUnit.from_str(value)
+        except ValueError:
+            raise _value("train_unit", value, "'iteration' or 'epoch'") from None
     raise _type("train_unit", value, "a TrainingUnit, 'iteration' or 'epoch'")
 
 
@@ -74,6 +78,39 @@ def check_string(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise _type(name, value, "a string")
     return value
+
+
+def check_plugins(value: Any) -> dict[str, Plugin]:
+    """Return plugins by id.
+
+    Raises:
+        TypeError: if one of them is something else.
+        ValueError: if two have one id or claim the same for themselves.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise _type("plugins", value, "a list of helios.Plugin")
+    plugins: dict[str, Plugin] = {}
+    for plugin in value:
+        if not isinstance(plugin, Plugin):
+            raise TypeError(f"plugins: received {plugin!r} among them; expected helios.Plugin")
+        if plugin.plug_id in plugins:
+            raise ValueError(f"plugins: received two with the id {plugin.plug_id!r}; expected one")
+        plugins[plugin.plug_id] = plugin
+    PluginSet(plugins)  # raises if two of them claim the same
+    return plugins
+
+
+def check_instance(name: str, value: Any, kind: type) -> None:
+    """Raise if a value is not an instance of a class of helios."""
+    if isinstance(value, kind):
+        return
+    expected = f"a {kind.__module__.rsplit('.', 1)[0]}.{kind.__name__}"
+    if isinstance(value, type) and issubclass(value, kind):
+        raise TypeError(
+            f"{name}: received the class {value.__name__}; expected an instance of it, such as "
+            f"{value.__name__}(...)"
+        )
+    raise TypeError(f"{name}: received a {type(value).__name__}; expected {expected}")
 
 
 def check_gpus(gpus: Any, use_cpu: Any) -> tuple[list[int], torch.device]:

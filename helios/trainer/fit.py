@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from helios.core.logging import open_loggers
 from helios.data import DataModule, EpochSource, mover, source_of
-from helios.errors import DataError
+from helios.errors import DataError, ResumeError
 from helios.functional.schedule import Plan
 from helios.functional.state import TrainingState, TrainingUnit
 from helios.functional.step import init_state, make_step
@@ -116,28 +116,51 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         hooks = Hooks(trainer.plugins, model)
         folder = None if trainer.chkpt_root is None else trainer.chkpt_root / model.save_name
         content, path = _last_content(folder)
+        loggers = open_loggers(
+            run_name=trainer.run_name or model.save_name,
+            log_path=trainer.log_path if trainer.enable_file_logging else None,
+            run_path=trainer.run_path if trainer.enable_tensorboard else None,
+            resume=None if content is None else content["log"],
+        )
+        stack.callback(loggers.close)
+        stack.push(failure_logger(loggers.logger))
         state = TrainingState(seed=trainer.seed)
         if content is not None:
-            model.load_state_dict(content["model"])
+            load_weights(model, content)
             state = TrainingState(**content["training_state"])
             datamodule.seed = state.seed
-            trainer.say(f"Testing the checkpoint {path}")
+            trainer.say(f"Testing the checkpoint {path}", loggers.logger)
         elif overridden(model, "load_for_testing", ModelHooks) is not None:
             model.load_for_testing()
         else:
-            trainer.say("Testing the model as it is: no checkpoint, and no load_for_testing()")
+            trainer.say(
+                "Testing the model as it is: no checkpoint, and no load_for_testing()",
+                loggers.logger,
+            )
         source = source_of(datamodule.test_dataloader(), seed=datamodule.seed)
         if source is None:
-            trainer.say("There is no test set: nothing to test")
+            trainer.say("There is no test set: nothing to test", loggers.logger)
             return
         stack.enter_context(contextlib.closing(source))
         if trainer.print_banner:
             trainer.say(banner(model, None, trainer.device))
         results = evaluate_test(state, hooks, source, mover(trainer.device))
         progress = Progress(None, state.current_iteration) if trainer.enable_progress_bar else None
-        reporter = Reporter(None, None, progress)
+        reporter = Reporter(loggers.logger, loggers.writer, progress)
         stack.callback(reporter.close)
         reporter.show(state, "test", results)
+
+
+def load_weights(model: Model, content: dict[str, Any]) -> None:
+    """Load the weights of a checkpoint into a model.
+
+    Raises:
+        ResumeError: if they are another model's.
+    """
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise ResumeError(f"the checkpoint does not fit this model: {error}") from error
 
 
 def resume(
@@ -145,7 +168,7 @@ def resume(
 ) -> TrainingState:
     """Return the state of a checkpoint, and load what is beside it into model and plugins."""
     state = restore_state(content, fresh)
-    model.load_state_dict(content["model"])
+    load_weights(model, content)
     if trainer.random_seed is not None and trainer.random_seed != state.seed:
         warnings.warn(
             f"random_seed: received {trainer.random_seed}; the checkpoint's run has {state.seed} "
@@ -222,8 +245,15 @@ def failure_logger(logger: logging.Logger | None) -> Callable[..., None]:
     """Return what writes an exception that ends a run to its log, for an ``ExitStack``."""
 
     def log(kind: Any, error: BaseException | None, trace: Any) -> None:
-        if logger is not None and error is not None:
-            logger.error("the run failed", exc_info=(kind, error, trace))
+        if logger is None or error is None:
+            return
+        # Whoever catches the exception shows it on standard error, so it goes into files alone.
+        record = logger.makeRecord(
+            logger.name, logging.ERROR, __file__, 0, "the run failed", (), (kind, error, trace)
+        )
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(record)
 
     return log
 

@@ -157,7 +157,8 @@ class Loop:
         hooks = self._hooks
         batch = self._ahead.popleft() if self._ahead else next(self._batches)
         batch = self._move(batch)
-        state = begin_batch(self.state, update=event.update)
+        # The loss and the hooks see these counters, in their arguments and as trainer.state.
+        self.state = state = begin_batch(self.state, update=event.update)
         if hooks.draws_before_loss:
             rng.seed_generators(rng.fold(state.seed, "batch_start", state.global_iteration))
             if hooks.process_batch is not None:
@@ -168,7 +169,7 @@ class Loop:
             self.resumable = None
         state = self._step.compute(state, batch, donate=self._donate)
         now = time.perf_counter()
-        state = timed(state, now - self._clock)
+        self.state = state = timed(state, now - self._clock)
         self._clock = now
         if hooks.batch_end is not None:
             hooks.batch_end(state, event.log)
@@ -184,10 +185,11 @@ class Loop:
         state = self._settled(self.state)
         if self._plan.unit is TrainingUnit.EPOCH:
             state = end_epoch(state)
+        self.state = state
         assert self._valid is not None
         results = validate(state, self._hooks, self._valid, self._move)
         self._reporter.show(state, "valid", results)
-        state = end_validation(state)
+        self.state = state = end_validation(state)
         model = self._hooks.model
         if isinstance(state.carry, Carry):
             model.best_score = state.carry.best

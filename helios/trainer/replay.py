@@ -8,10 +8,11 @@ from pathlib import Path
 
 import msgspec
 
+from helios.core.rng import preserved_rng
 from helios.data import DataModule, mover
 from helios.functional.replay import settled
-from helios.functional.schedule import Plan
-from helios.functional.state import TrainingState
+from helios.functional.schedule import EpochEnd, EpochStart, Peek, Plan, Validate, schedule
+from helios.functional.state import TrainingState, TrainingUnit
 from helios.functional.step import init_state, make_step
 from helios.functional.tree import digest
 from helios.model.model import Model
@@ -84,14 +85,20 @@ def replay(
             valid,
             mover(trainer.device),
             Reporter(),
-            donate=False,
         )
         trainer.loop = loop
-        yield from settled(loop.run(state, rng_restorer(content)), updates)
+        # Steps are donated, so that hooks find in the model what they found in the run: hence the
+        # copies. What the caller draws between two states must not reach the hooks.
+        for after in settled(loop.run(state, rng_restorer(content)), updates):
+            with preserved_rng():
+                yield clone(after)
 
 
 def recorded_digests(folder: str | Path) -> dict[int, str]:
     """Return the digest of every checkpoint in a folder, by its update, for `helios.verify`.
+
+    What a stop left in the middle of a window, or before a validation that was due, is no state
+    that a replay yields; such checkpoints are left out.
 
     Args:
         folder: the folder of one run's checkpoints.
@@ -103,6 +110,23 @@ def recorded_digests(folder: str | Path) -> dict[int, str]:
     digests = {}
     for path in sorted(folder.glob("*.pth")):
         if parse_counters(path.stem, folder.name) is not None:
-            state = stored_state(read_checkpoint(path))
-            digests[state.current_iteration] = digest(state)
+            content = read_checkpoint(path)
+            state = stored_state(content)
+            if _is_settled(msgspec.convert(content["plan"], Plan), state):
+                digests[state.current_iteration] = digest(state)
     return digests
+
+
+def _is_settled(plan: Plan, state: TrainingState) -> bool:
+    """Tell whether all that belongs to the last update is done."""
+    if state.window_iter > 0:
+        return False
+    for event in schedule(plan, state):
+        if isinstance(event, Peek) and state.dataset_iter > 0:
+            # The epoch may be at its end, which only the data knows; at a cadence it is not.
+            frequency = plan.chkpt_frequency
+            by_update = plan.unit is TrainingUnit.ITERATION and frequency is not None
+            return by_update and state.current_iteration % (frequency or 1) == 0
+        if not isinstance(event, EpochStart):
+            return not isinstance(event, (Validate, EpochEnd))
+    return True

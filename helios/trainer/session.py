@@ -42,6 +42,9 @@ def session(
         seed = trainer.seed
         seed_all(rng.fold(seed, "session"))
         stack.callback(datamodule.teardown)
+        datamodule.trainer = trainer
+        datamodule.is_distributed = False
+        datamodule.seed = seed
         datamodule.prepare_data()
         if trainer.src_root is not None:
             update_all_registries(trainer.src_root, import_prefix=trainer.import_prefix)
@@ -52,9 +55,6 @@ def session(
             plugin.is_distributed = False
             plugin.configure_trainer(trainer)
             plugin.setup()
-        datamodule.trainer = trainer
-        datamodule.is_distributed = False
-        datamodule.seed = seed
         datamodule.setup()
         model.trainer = trainer
         model.rank = trainer.rank

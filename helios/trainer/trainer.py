@@ -104,7 +104,7 @@ class Trainer:
         *,
         plugins: Sequence[Plugin] = (),
     ) -> None:
-        self.run_name = check.check_string("run_name", run_name)
+        self.run_name = check_run_name(run_name)
         if run_name:
             check_run_name(run_name)
         self.train_unit = check.check_unit(train_unit)
@@ -146,15 +146,7 @@ class Trainer:
         self._datamodule: DataModule | None = None
         self._train_exceptions: list[type[Exception]] = []
         self._test_exceptions: list[type[Exception]] = []
-        self._plugins: dict[str, Plugin] = {}
-        for plugin in plugins:
-            if not isinstance(plugin, Plugin):
-                raise TypeError(
-                    f"plugins: received a {type(plugin).__name__}; expected helios.plugins.Plugin"
-                )
-            if plugin.plug_id in self._plugins:
-                raise ValueError(f"plugins: two plugins have the id {plugin.plug_id!r}")
-            self._plugins[plugin.plug_id] = plugin
+        self._plugins = check.check_plugins(plugins)
 
     @property
     def model(self) -> Model:
@@ -295,12 +287,8 @@ class Trainer:
         datamodule: Any,
     ) -> bool:
         """Run a routine; tell success from failure as `fit` and `test` promise."""
-        for name, value, kind in (("model", model, Model), ("datamodule", datamodule, DataModule)):
-            if not isinstance(value, kind):
-                raise TypeError(
-                    f"{name}: received a {type(value).__name__}; expected a "
-                    f"{kind.__module__.rsplit('.', 1)[0]}.{kind.__name__}"
-                )
+        check.check_instance("model", model, Model)
+        check.check_instance("datamodule", datamodule, DataModule)
         if get_dist_info().world_size > 1:
             raise ValueError(
                 f"received {get_dist_info().world_size} ranks; this version of helios trains on "

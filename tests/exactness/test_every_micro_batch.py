@@ -63,13 +63,14 @@ def interrupted(zygote, whole, folder, stops):
 
 
 def assert_same(whole, folder):
-    expected, received = contents_of(whole.folder), contents_of(folder)
     assert events_of(folder) == events_of(whole.folder), folder
-    assert last_checkpoint(folder) == last_checkpoint(whole.folder), folder
     last = last_checkpoint(folder)
-    assert helios.first_difference(received[last], expected[last]) is None, folder
-    assert expected.keys() <= received.keys(), folder
-    return expected, received
+    assert last == last_checkpoint(whole.folder), folder
+    expected, received = contents_of(whole.folder), contents_of(folder)
+    for name in expected:
+        # A stop in an open window is named after the update before it, and takes its place.
+        if name == last or received[name]["training_state"]["window_iter"] == 0:
+            assert helios.first_difference(received[name], expected[name]) is None, (folder, name)
 
 
 def micro_batches(whole):

@@ -45,16 +45,16 @@ class Stopper(helios.Plugin):
         return state.global_iteration >= self.batches
 
 
-class Failure(Exception):
+class PlannedError(Exception):
     """What the tests let fail."""
 
 
 class FailsAt(zoo.Line):
     """Raises at a place, in the n-th micro-batch, as long as it is armed."""
 
-    def __init__(self, place, at=3, error=Failure("boom"), save_name="line"):
+    def __init__(self, place, at=3, error=None, save_name="line"):
         super().__init__(save_name)
-        self.place, self.at, self.error = place, at, error
+        self.place, self.at, self.error = place, at, error or PlannedError("boom")
         self.armed = True
 
     def reach(self, place):

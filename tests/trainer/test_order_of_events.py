@@ -6,7 +6,7 @@ import pytest
 
 import helios
 from tests import zoo
-from tests.trainer.runs import Batches, Failure, Stopper, names, run, trainer
+from tests.trainer.runs import Batches, PlannedError, Stopper, names, run, trainer
 
 HOOKS = [
     "on_training_start",
@@ -370,7 +370,7 @@ def test_the_plugin_s_batch_is_what_the_loss_gets():
 def test_hooks_that_failed_are_not_followed_by_training_end():
     class Fails(Recorder):
         def on_training_epoch_end(self, current_epoch):
-            raise Failure
+            raise PlannedError
 
     log = []
     made = trainer(steps=9)
