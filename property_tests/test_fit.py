@@ -30,7 +30,7 @@ def early_stops(draw, cadence):
     return draw(st.none() | st.integers(1, 2))
 
 
-@a_share(10)
+@a_share(12)
 @given(lengths(), cadences(), sizes(), st.lists(st.integers(1, 14), max_size=4), st.data())
 def test_a_fit_stopped_any_number_of_times_is_the_fit_that_was_not(
     length, cadence, size, stops, data

@@ -35,10 +35,11 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``f32[batch, length, dim]`` to the same shape."""
         q, k, v = self.qkv(self.norm[0](x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        heads = [part.transpose(1, 2) for part in (q, k, v)]
-        attended = F.scaled_dot_product_attention(*heads, is_causal=True)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.mlp(self.norm[1](x)))
+        added: torch.Tensor = self.dropout(self.mlp(self.norm[1](x)))
+        return x + added
 
 
 class CharLM(helios.Model):
@@ -57,7 +58,9 @@ class CharLM(helios.Model):
         """Build the network, and say how it is trained."""
         dim, updates = self.args.dim, self.args.updates
         self.embedding = nn.Embedding(256, dim)
-        self.position = nn.Parameter(0.02 * torch.randn(self.args.context, dim))
+        self.position = nn.Parameter(torch.empty(self.args.context, dim))
+        for table in (self.embedding.weight, self.position):
+            nn.init.normal_(table, std=0.1)
         blocks = [Block(dim, heads=4, dropout=0.1) for _ in range(self.args.layers)]
         self.blocks = nn.Sequential(nn.Dropout(0.1), *blocks, nn.LayerNorm(dim))
         self.head = nn.Linear(dim, 256)
@@ -127,8 +130,8 @@ def load_data(context: int, limit: int, batch_size: int) -> helios.DataModule:
 def main(argv: Sequence[str] | None = None) -> float:
     """Train; return the bits per character on the files held out."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--updates", type=int, default=250, help="train for so many in all")
-    parser.add_argument("--context", type=int, default=128, help="characters in a window")
+    parser.add_argument("--updates", type=int, default=400, help="train for so many in all")
+    parser.add_argument("--context", type=int, default=64, help="characters in a window")
     parser.add_argument("--dim", type=int, default=96, help="width of the network")
     parser.add_argument("--layers", type=int, default=2, help="blocks of the network")
     parser.add_argument("--limit", type=int, default=6000, help="bytes to read of each file")
@@ -151,11 +154,11 @@ def main(argv: Sequence[str] | None = None) -> float:
         use_cpu=True,
         random_seed=args.seed,
     )
-    if not trainer.fit(model, load_data(args.context, args.limit, batch_size=12)):
+    if not trainer.fit(model, load_data(args.context, args.limit, batch_size=16)):
         raise SystemExit(1)
     bits = model.valid_metrics.get("bits_per_character", math.nan)
     model.load_state_dict(trainer.state.carry.average, strict=False)
-    print(model.sample("def ", length=4 * args.context))
+    print(model.sample("def ", length=8 * args.context))
     return bits
 
 

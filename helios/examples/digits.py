@@ -23,8 +23,8 @@ class Digits(helios.Model):
     def setup(self, fast_init: bool = False) -> None:
         """Build the network."""
         self.net = nn.Sequential(
-            *(nn.Conv2d(1, 32, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 64, kernel_size=3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(1, 16, kernel_size=3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(16, 64, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Flatten(), nn.Dropout(0.25), nn.Linear(64 * 4 * 4, 10)),
         )
         self.optimizer = helios.optim.AdamW(lr=1e-3)
@@ -48,7 +48,7 @@ def load_data() -> helios.DataModule:
     pixels, labels = load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    test, valid, train = order.split([360, 180, 1257])
+    test, valid, train = order[:360], order[360:540], order[540:]
     x, y = images, torch.tensor(labels)
     return helios.data.from_datasets(
         train=(x[train], y[train]), valid=(x[valid], y[valid]), test=(x[test], y[test]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import torch
@@ -62,13 +64,17 @@ def unscale(grads: Tensors, total: torch.Tensor, scale: float) -> bool:
     Returns:
         False if any gradient or the loss is NaN or infinite. Waits for the device.
     """
-    groups = _by_kind(grads)
     device = total.device
     found = torch.zeros((), device=device)
-    inverse = torch.tensor(1.0 / scale, device=device)
-    for group in groups:
+    inverse = _one(device) if scale == 1.0 else torch.tensor(1.0 / scale, device=device)
+    for group in _by_kind(grads):
         torch._amp_foreach_non_finite_check_and_unscale_(group, found, inverse)
-    return not found.item() and bool(torch.isfinite(total))
+    return not found.item() and math.isfinite(total.item())
+
+
+@functools.cache
+def _one(device: torch.device) -> torch.Tensor:
+    return torch.ones((), device=device)
 
 
 def _by_kind(grads: Tensors) -> list[list[torch.Tensor]]:

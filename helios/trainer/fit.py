@@ -16,6 +16,7 @@ from helios.errors import DataError, ResumeError
 from helios.functional.schedule import Plan
 from helios.functional.state import TrainingState, TrainingUnit
 from helios.functional.step import init_state, make_step
+from helios.functional.tree import place
 from helios.model.hooks import ModelHooks, overridden
 from helios.model.model import Model
 from helios.trainer.banner import banner
@@ -27,7 +28,12 @@ from helios.trainer.progress import Progress
 from helios.trainer.report import Reporter
 from helios.trainer.saving import Saver, rng_restorer
 from helios.trainer.session import session
-from helios.trainer.store import find_last_checkpoint, read_checkpoint, restore_state
+from helios.trainer.store import (
+    find_last_checkpoint,
+    read_checkpoint,
+    restore_state,
+    stored_state,
+)
 from helios.trainer.store.files import make_folder
 
 if TYPE_CHECKING:
@@ -127,7 +133,8 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         state = TrainingState(seed=trainer.seed)
         if content is not None:
             load_weights(model, content)
-            state = TrainingState(**content["training_state"])
+            # The carry comes along: a model that keeps an average is tested with it.
+            state = place(stored_state(content), trainer.device)
             datamodule.seed = state.seed
             trainer.say(f"Testing the checkpoint {path}", loggers.logger)
         elif overridden(model, "load_for_testing", ModelHooks) is not None:
@@ -137,6 +144,8 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 "Testing the model as it is: no checkpoint, and no load_for_testing()",
                 loggers.logger,
             )
+            if trainer.loop is not None and trainer.loop.model is model:
+                state = trainer.loop.state
         source = source_of(datamodule.test_dataloader(), seed=datamodule.seed)
         if source is None:
             trainer.say("There is no test set: nothing to test", loggers.logger)

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from helios.data import EpochSource
 from helios.errors import ResumeError
 from helios.functional import rng
+from helios.functional.binding import Binding
 from helios.functional.schedule import (
     Batch,
     Checkpoint,
@@ -37,7 +38,7 @@ from helios.functional.state import (
     start_epoch,
     timed,
 )
-from helios.functional.step import Step
+from helios.functional.step import Step, custom_step
 from helios.trainer.evaluate import validate
 from helios.trainer.hooks import Hooks
 from helios.trainer.report import Reporter
@@ -61,6 +62,7 @@ class Loop:
         donate: whether the step may consume the state; a replay keeps every one.
 
     Attributes:
+        model: the model that is trained.
         state: the state now.
         resumable: the last state that a run can go on from exactly, None while a step is under way.
     """
@@ -81,12 +83,17 @@ class Loop:
         self._plan = plan
         self._step = step
         self._hooks = hooks
+        self.model = hooks.model
         self._train = train
         self._valid = valid
         self._move = move
         self._reporter = reporter
         self._save = save
         self._donate = donate
+        self._binding = None
+        if donate and any(True for _ in hooks.model.parameters()):
+            self._binding = Binding(hooks.model)
+        self._custom = custom_step(hooks.model) is not None
         self._batches: Iterator[Any] = iter(())
         self._ahead: deque[Any] = deque()
         self._clock = 0.0
@@ -107,6 +114,7 @@ class Loop:
             Every event before it is done, with the state that everything before it led to.
         """
         self.state = self.resumable = state
+        self._hold(state)
         self._hooks.model.train()
         key = rng.fold(state.seed, "start", state.global_iteration)
         self._hooks.call("on_training_start", key)
@@ -168,6 +176,8 @@ class Loop:
         if self._donate:
             self.resumable = None
         state = self._step.compute(state, batch, donate=self._donate)
+        if self._custom:
+            self._hold(state)
         now = time.perf_counter()
         self.state = state = timed(state, now - self._clock)
         self._clock = now
@@ -220,6 +230,14 @@ class Loop:
         """Answer an event that is no micro-batch; its time is not the micro-batches'."""
         self._clock = time.perf_counter()
         return Outcome(improved=improved, stop=self._hooks.stop_asked())
+
+    def _hold(self, state: TrainingState) -> None:
+        """Let the model hold the tensors of the state, for hooks and checkpoints.
+
+        Ordinary steps leave it so; a model's own step returns tensors that the model has not seen.
+        """
+        if self._binding is not None and isinstance(state.carry, Carry):
+            self._binding.lend(state.carry.params, state.carry.buffers)
 
     def _settled(self, state: TrainingState) -> TrainingState:
         """Report the training metrics where no print frequency does."""

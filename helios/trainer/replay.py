@@ -14,7 +14,7 @@ from helios.functional.replay import settled
 from helios.functional.schedule import EpochEnd, EpochStart, Peek, Plan, Validate, schedule
 from helios.functional.state import TrainingState, TrainingUnit
 from helios.functional.step import init_state, make_step
-from helios.functional.tree import digest
+from helios.functional.tree import clone, digest
 from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer.fit import resume, sources, take_up

@@ -8,7 +8,7 @@ def names(folder):
 
 
 def test_it_trains_and_prints_a_sample(tmp_path, capsys):
-    bits = char_lm.main([*TINY, "--updates", "12", "--runs", str(tmp_path)])
+    bits = char_lm.main([*TINY, "--updates", "40", "--runs", str(tmp_path)])
     assert 0 < bits < 8  # a byte of which nothing is known has 8
     assert "def " in capsys.readouterr().out
 

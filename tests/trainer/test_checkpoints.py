@@ -368,12 +368,25 @@ def test_a_file_of_something_else_is_refused(tmp_path, capfd, content):
     assert "not a checkpoint of helios" in str(refused(tmp_path, capfd, zoo.Line()))
 
 
-@pytest.mark.parametrize("content", [{"schema": 1}, {"schema": 1, "training_state": {}}])
-def test_a_checkpoint_that_lacks_parts_is_refused(tmp_path, capfd, content):
-    folder = tmp_path / "line"
-    folder.mkdir()
-    torch.save(content, folder / "line_epoch_1_iter_1.pth")
-    assert "line_epoch_1_iter_1.pth" in str(refused(tmp_path, capfd, zoo.Line()))
+@pytest.mark.parametrize("part", ["training_state", "carry", "model", "plan", "rng", "data"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, capfd, part):
+    run(tmp_path, steps=4)
+    (path,) = tmp_path.rglob("*.pth")
+    content = read_checkpoint(path)
+    del content[part]
+    torch.save(content, path)
+    error = refused(tmp_path, capfd, zoo.Line())
+    assert type(error) is CorruptCheckpointError
+    assert f"it lacks {part}" in str(error)
+
+
+def test_a_checkpoint_that_lacks_a_counter_is_refused(tmp_path, capfd):
+    run(tmp_path, steps=4)
+    (path,) = tmp_path.rglob("*.pth")
+    content = read_checkpoint(path)
+    del content["training_state"]["dataset_iter"]
+    torch.save(content, path)
+    assert "lacks the counters dataset_iter" in str(refused(tmp_path, capfd, zoo.Line()))
 
 
 def test_a_file_that_runs_code_is_not_run(tmp_path, capfd):

@@ -6,9 +6,10 @@ so that they are in the file once. Structs become dicts with their name under ``
 
 from __future__ import annotations
 
+import errno
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import torch
@@ -27,6 +28,9 @@ from helios.functional.tree import place
 
 SCHEMA = 1
 """The version of the checkpoint format; a file with a higher one is refused."""
+
+PARTS = ("training_state", "carry", "model", "plan", "rng", "log", "plugins", "data", "fingerprint")
+"""What every checkpoint has, beside the versions."""
 
 _TAG = "__struct__"
 
@@ -59,17 +63,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointVersionError: if a newer helios wrote it.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            content = _load(file)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint at {str(path)!r}") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except _Unreadable as error:
         raise CorruptCheckpointError(
-            f"{str(path)!r} cannot be read as a checkpoint: {str(error).splitlines()[0]}. It was "
-            "cut short, changed, or written by something else. Move it away to go on from the "
-            "checkpoint before it."
-        ) from error
+            f"{str(path)!r} cannot be read as a checkpoint: {error}. It was cut short, changed, or "
+            "written by something else. Move it away to go on from the checkpoint before it."
+        ) from error.__cause__
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise CheckpointError(
             f"{str(path)!r} is not a checkpoint of helios: it has no schema version. To train from "
@@ -80,7 +84,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{str(path)!r} has schema {content['schema']}, and this helios reads up to {SCHEMA}; "
             f"helios {content.get('version')} wrote it. Update helios."
         )
+    missing = [part for part in PARTS if part not in content]
+    if missing:
+        raise CorruptCheckpointError(
+            f"{str(path)!r} is not a whole checkpoint: it lacks {', '.join(missing)}. Move it away "
+            "to go on from the checkpoint before it."
+        )
     return content
+
+
+class _Unreadable(Exception):  # noqa: N818 - it never leaves this module
+    """The bytes of a file are not those of ``torch.save``."""
+
+
+def _load(file: IO[bytes]) -> Any:
+    """Load a file, telling bytes that make no sense from a disk that fails."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise _Unreadable("it points to places outside of itself") from error  # a wrong offset
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _Unreadable(first_line) from error
 
 
 def restore_state(content: dict[str, Any], like: TrainingState) -> TrainingState:
@@ -108,6 +135,9 @@ def stored_state(content: dict[str, Any]) -> TrainingState:
         CheckpointError: if it holds what this helios does not know.
     """
     counters = content["training_state"]
+    missing = [n for n in (*COUNTERS, "seed", "window_iter") if n not in counters]
+    if missing:
+        raise CorruptCheckpointError(f"the checkpoint lacks the counters {', '.join(missing)}")
     return TrainingState(
         **{name: counters[name] for name in (*COUNTERS, "seed", "window_iter")},
         carry=_from_builtins(content["carry"]),

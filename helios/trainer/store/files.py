@@ -59,12 +59,25 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        failure = _os_error(error)
+        if failure is None:
+            raise
+        raise CheckpointError(
+            f"cannot write {str(path)!r}: {failure.strerror or failure}. What was saved before is "
+            "as it was; make room or check the permissions, and run again."
+        ) from failure
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """Return the error of the disk behind an error.
+
+    ``torch.save`` raises a ``RuntimeError`` of its own while it handles one.
+    """
+    while isinstance(error, (OSError, RuntimeError)):
         if isinstance(error, OSError):
-            raise CheckpointError(
-                f"cannot write {str(path)!r}: {error.strerror or error}. What was saved before is "
-                "as it was; make room or check the permissions, and run again."
-            ) from error
-        raise
+            return error
+        error = error.__context__
+    return None
 
 
 def _sync_folder(folder: Path) -> None:

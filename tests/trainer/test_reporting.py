@@ -1,0 +1,285 @@
+"""What a run shows: TensorBoard, the log file, the terminal, the banner."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from helios.functional.state import TrainingState
+from helios.trainer.progress import Progress
+from tests import zoo
+from tests.trainer.runs import Batches, FailsAt, Stopper, run, trainer
+
+
+def data():
+    return Batches(zoo.classes(5), zoo.classes(2, seed=3), zoo.classes(1))
+
+
+def scalars(folder):
+    """Return the steps of every tag in the one run below a folder."""
+    (run_folder,) = {path.parent for path in folder.rglob("*tfevents*")}
+    accumulator = EventAccumulator(str(run_folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
+
+
+def steps_of(folder):
+    return {tag: [step for step, _ in events] for tag, events in scalars(folder).items()}
+
+
+def board(tmp_path, **arguments):
+    return {"enable_tensorboard": True, "run_path": tmp_path / "runs", **arguments}
+
+
+def test_tensorboard_has_the_metrics_without_a_line_of_code(tmp_path):
+    model = zoo.Noisy()
+    arguments = board(tmp_path, print_frequency=2, valid_frequency=3)
+    run(None, model, data(), steps=6, **arguments)
+    shown = scalars(tmp_path)
+    assert {tag: [step for step, _ in events] for tag, events in shown.items()} == {
+        "train/loss": [2, 4, 6],
+        "train/accuracy": [2, 4, 6],
+        "valid/loss": [3, 6],
+        "valid/accuracy": [3, 6],
+    }
+    assert shown["valid/loss"][-1][1] == pytest.approx(model.valid_metrics["loss"], rel=1e-6)
+
+
+def test_without_a_print_frequency_the_ends_of_epochs_are_reported(tmp_path):
+    run(None, zoo.Noisy(), data(), unit="epoch", steps=3, **board(tmp_path))
+    assert steps_of(tmp_path)["train/loss"] == [5, 10, 15]
+
+
+def test_every_step_is_there_once_after_two_resumes(tmp_path):
+    arguments = board(tmp_path, print_frequency=1, valid_frequency=2, chkpt_frequency=2)
+    for steps in (5, 8, 11):
+        run(tmp_path / "c", zoo.Noisy(), data(), steps=steps, **arguments)
+    shown = steps_of(tmp_path / "runs")
+    assert shown["train/loss"] == list(range(1, 12))
+    assert shown["valid/loss"] == [2, 4, 6, 8, 10]
+
+
+def test_every_step_is_there_once_after_crashes(tmp_path):
+    class Dies(zoo.Noisy):
+        def __init__(self, at):
+            super().__init__()
+            self.at = at
+
+        def loss(self, batch):
+            if self.training and self.trainer.state.global_iteration == self.at:
+                raise RuntimeError("dies")
+            return super().loss(batch)
+
+    arguments = board(tmp_path, print_frequency=1, valid_frequency=2, chkpt_frequency=3)
+    for at in (6, 8):
+        assert not trainer(tmp_path / "c", steps=9, **arguments).fit(Dies(at), data())
+    run(tmp_path / "c", zoo.Noisy(), data(), steps=9, **arguments)
+    shown = steps_of(tmp_path / "runs")
+    assert shown["train/loss"] == list(range(1, 10))
+    assert shown["valid/loss"] == [2, 4, 6, 8]
+
+
+def test_a_stop_before_an_owed_validation_reports_it_once(tmp_path):
+    arguments = board(tmp_path, print_frequency=1, valid_frequency=3)
+    run(tmp_path / "c", zoo.Noisy(), data(), steps=6, plugins=[Stopper(3)], **arguments)
+    run(tmp_path / "c", zoo.Noisy(), data(), steps=6, **arguments)
+    shown = steps_of(tmp_path / "runs")
+    assert shown["train/loss"] == [1, 2, 3, 4, 5, 6]
+    assert shown["valid/loss"] == [3, 6]
+
+
+def test_testing_is_in_tensorboard(tmp_path):
+    assert trainer(**board(tmp_path)).test(zoo.Noisy(), data())
+    assert set(steps_of(tmp_path)) == {"test/loss", "test/accuracy"}
+
+
+def test_train_metrics_are_means_since_the_last_report(tmp_path):
+    class Numbers(zoo.Line):
+        def loss(self, batch):
+            return super().loss(batch), {"number": float(self.trainer.state.current_iteration)}
+
+    run(None, Numbers(), steps=6, **board(tmp_path, print_frequency=3))
+    assert scalars(tmp_path)["train/number"] == [(3, 2.0), (6, 5.0)]
+
+
+def test_a_mean_goes_on_over_a_resume(tmp_path):
+    class Numbers(zoo.Line):
+        def loss(self, batch):
+            return super().loss(batch), {"number": float(self.trainer.state.current_iteration)}
+
+    arguments = board(tmp_path, print_frequency=4)
+    for steps in (2, 4):
+        run(tmp_path / "c", Numbers(), steps=steps, **arguments)
+    assert scalars(tmp_path / "runs")["train/number"] == [(4, 2.5)]
+
+
+# The log file.
+
+
+def log_text(folder):
+    (path,) = folder.glob("*.log")
+    return path.read_text()
+
+
+def test_the_log_has_metrics_checkpoints_and_the_reason_to_stop(tmp_path):
+    run(
+        tmp_path / "c",
+        zoo.Noisy(),
+        data(),
+        steps=4,
+        valid_frequency=2,
+        chkpt_frequency=2,
+        print_frequency=2,
+        enable_file_logging=True,
+        log_path=tmp_path,
+    )
+    text = log_text(tmp_path)
+    for expected in (
+        "epoch 1, update 2: train: loss ",
+        "epoch 1, update 2: valid: loss ",
+        "saved noisy_epoch_1_iter_4.pth",
+        "stopped: total_steps",
+        "Plan: 4 updates, epochs of 5 micro-batches",
+    ):
+        assert text.count(expected) == 1, expected
+
+
+def test_a_resumed_run_goes_on_in_its_log(tmp_path):
+    arguments = {"enable_file_logging": True, "log_path": tmp_path, "print_frequency": 1}
+    for steps in (2, 4):
+        run(tmp_path / "c", steps=steps, **arguments)
+    text = log_text(tmp_path)
+    counts = Counter(
+        line.split("update ")[1].split(":")[0] for line in text.splitlines() if "train:" in line
+    )
+    assert counts == {"1": 1, "2": 1, "3": 1, "4": 1}
+    assert text.count("Resuming training from checkpoint") == 1
+
+
+def test_a_log_is_named_after_the_run(tmp_path):
+    run(steps=1, run_name="second try", enable_file_logging=True, log_path=tmp_path)
+    (path,) = tmp_path.glob("*.log")
+    assert path.name.startswith("second try_")
+
+
+def test_the_reason_of_an_early_stop_is_logged(tmp_path):
+    class Never(zoo.Line):
+        def have_metrics_improved(self):
+            return False
+
+    run(
+        model=Never(),
+        data=Batches(zoo.regression(5), zoo.regression(1)),
+        valid_frequency=1,
+        early_stop_cycles=1,
+        enable_file_logging=True,
+        log_path=tmp_path,
+    )
+    assert "stopped: early_stop" in log_text(tmp_path)
+
+
+# The terminal.
+
+
+def test_without_a_terminal_there_is_a_line_per_report(capsys):
+    run(
+        None,
+        zoo.Noisy(),
+        data(),
+        steps=6,
+        print_frequency=3,
+        valid_frequency=6,
+        enable_progress_bar=True,
+    )
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        "epoch 1  update 3/6  train",
+        "epoch 2  update 6/6  train",
+        "epoch 2  update 6/6  valid",
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_the_bar_goes_on_at_its_place(tmp_path, monkeypatch):
+    run(tmp_path, zoo.Noisy(), data(), unit="epoch", steps=2, accumulation_steps=2)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    run(
+        tmp_path,
+        zoo.Noisy(),
+        data(),
+        unit="epoch",
+        steps=4,
+        accumulation_steps=2,
+        enable_progress_bar=True,
+    )
+    frames = [frame for frame in terminal.getvalue().split("\r") if "/12" in frame]
+    assert "| 6/12" in frames[0]
+    assert "100%" in frames[-1]
+    assert "| 12/12" in frames[-1]
+
+
+def test_the_bar_is_not_redrawn_for_every_update():
+    terminal = Terminal()
+    progress = Progress(total=2000, done=0, stream=terminal)
+    for update in range(1, 2001):
+        progress.advance(TrainingState(current_iteration=update))
+    progress.close()
+    assert terminal.getvalue().count("\r") < 200
+    assert "2000/2000" in terminal.getvalue()
+
+
+def test_an_infinite_run_has_a_bar_without_a_total(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    run(steps=float("inf"), plugins=[Stopper(3)], enable_progress_bar=True)
+    assert "3update" in terminal.getvalue()
+
+
+def test_the_bar_is_closed_after_a_failure(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert not trainer(enable_progress_bar=True).fit(FailsAt("loss"), Batches(zoo.regression(5)))
+    bar, _, trace = terminal.getvalue().partition("Traceback")
+    assert bar.endswith("\n")
+    assert trace.rstrip().endswith("boom")
+
+
+def test_without_a_progress_bar_standard_error_is_empty(capfd):
+    run(None, zoo.Noisy(), data(), print_frequency=1, valid_frequency=2)
+    assert capfd.readouterr().err == ""
+
+
+# The banner.
+
+
+def test_the_banner_is_printed_if_it_is_asked_for(capsys):
+    run(steps=1, print_banner=True)
+    out = capsys.readouterr().out
+    assert "helios: " in out
+    assert "Model: Line (line), 4 parameters, 4 of them trained" in out
+    assert "Plan: 1 update" in out
+
+
+def test_nothing_is_printed_without_the_banner(capfd):
+    run(steps=1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_banner_has_the_model_s_own_lines(capsys):
+    class Adds(zoo.Line):
+        def append_to_banner(self, banner):
+            return banner + "\nTrained on tiny data"
+
+    run(model=Adds(), steps=1, print_banner=True)
+    assert "Trained on tiny data" in capsys.readouterr().out
