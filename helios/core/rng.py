@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,16 +87,34 @@ def preserved_rng(key: int | None = None) -> Iterator[None]:
         True
     """
     torch_states = generator_states()
-    python_state = random.getstate()
-    restore_numpy = save_numpy()
+    rewind = python_rng_rewinder()
     try:
         if key is not None:
             seed_all(key)
         yield
     finally:
         restore_generators(torch_states)
+        rewind()
+
+
+def python_rng_rewinder() -> Callable[[], None]:
+    """Return what puts ``random`` and numpy's generator back as they are now.
+
+    Example:
+        >>> rewind = python_rng_rewinder()
+        >>> number = random.random()
+        >>> rewind()
+        >>> number == random.random()
+        True
+    """
+    python_state = random.getstate()
+    restore_numpy = save_numpy()
+
+    def rewind() -> None:
         random.setstate(python_state)
         restore_numpy()
+
+    return rewind
 
 
 def python_rng_state() -> dict[str, Any]:

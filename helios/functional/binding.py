@@ -96,11 +96,16 @@ class Binding:
                 changed[name] = now.detach().clone()
         return {**lent, **changed} if changed else lent
 
-    def parameters_after(self, lent: Tensors) -> Tensors:
-        """Return the parameters after a forward pass that may have replaced frozen ones' data."""
+    def parameters_after(self, lent: Tensors, *, every: bool = False) -> Tensors:
+        """Return the parameters after user code that may have replaced the data of some.
+
+        Args:
+            lent: the parameters that were lent; returned as they are if none was replaced.
+            every: look at all of them, as after a hook; a forward pass replaces frozen ones alone.
+        """
         changed = {
             name: p.detach().clone()
-            for name, p in self.frozen.items()
+            for name, p in (self.parameters if every else self.frozen).items()
             if p.data_ptr() != lent[name].data_ptr()
         }
         return {**lent, **changed} if changed else lent

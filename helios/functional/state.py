@@ -95,7 +95,12 @@ class _Consumed:
     def _raise(self, *_: Any) -> Any:
         raise ConsumedStateError(_CONSUMED)
 
-    __getattr__ = __getitem__ = __iter__ = __len__ = _raise
+    __getitem__ = __iter__ = __len__ = _raise
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # Python itself asks for these
+            raise AttributeError(name)
+        return self._raise()
 
 
 _CONSUMED = (

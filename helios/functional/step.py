@@ -55,6 +55,10 @@ class Trainable(Protocol):
         """Return the objectives, in the order in which a step folds them."""
         ...
 
+    def init_carry(self) -> Any:
+        """Return the first carry of a model with a step of its own; None for the ordinary one."""
+        ...
+
     @property
     def precision(self) -> Policy:
         """Return the precision policy."""
@@ -81,9 +85,10 @@ def init_state(model: Any, seed: int = rng.DEFAULT_SEED) -> TrainingState:
         ModelError: if the model has no parameters, or no optimizer.
     """
     model.prepare(seed)
-    custom = custom_step(model)
-    if custom is not None and hasattr(model, "init_carry"):
-        return TrainingState(seed=seed, carry=model.init_carry())
+    if custom_step(model) is not None:
+        carry = model.init_carry()
+        if carry is not None:
+            return TrainingState(seed=seed, carry=carry)
     params, buffers = Binding(model).read()
     trained = _trained_names(model)
     average = model.average

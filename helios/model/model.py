@@ -142,6 +142,13 @@ class Model(ModelHooks, nn.Module, abc.ABC):
 
     step.is_default = True  # type: ignore[attr-defined]
 
+    def init_carry(self) -> Any:
+        """Return the first carry of a model that overrides `step`: any pytree of tensors.
+
+        None, as by default, stands for the ordinary `Carry`.
+        """
+        return None
+
     def valid_step(self, batch: Any, step: int) -> Any:
         """Return the metrics of one validation batch: by default, the losses and their metrics.
 

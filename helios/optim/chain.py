@@ -27,6 +27,11 @@ class Chain:
         self.name = name
         self.optimizer = optimizer
 
+    @property
+    def implementation(self) -> str:
+        """The implementation of its optimizer."""
+        return str(getattr(self.optimizer, "implementation", type(self.optimizer).__name__))
+
     def init(self, params: Tensors) -> ChainState:
         """Return the state of every part, by name."""
         states = {name: part.init(params) for name, part in self.before.items()}

@@ -140,6 +140,17 @@ class TorchOptimizer:
         """
         return self.lr(count) if callable(self.lr) else self.lr
 
+    @property
+    def implementation(self) -> str:
+        """The class and which of its implementations was asked for; equal bits need an equal one.
+
+        Example:
+            >>> TorchOptimizer(torch.optim.Adam, fused=True).implementation
+            'Adam(fused=True)'
+        """
+        chosen = [f"{k}={self.options[k]}" for k in ("foreach", "fused") if k in self.options]
+        return f"{self.cls.__name__}({', '.join(chosen)})"
+
     def _build(self, leaves: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
         lr = self.learning_rate(0)
         options = self.options if lr is None else {"lr": lr, **self.options}

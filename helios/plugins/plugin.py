@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 RESERVED_IDS = frozenset(
     {
+        "schema",
         "version",
         "training_state",
         "model",
         "carry",
-        "rng",
         "plan",
+        "rng",
         "data",
-        "log_path",
-        "run_path",
+        "log",
         "plugins",
+        "fingerprint",
     }
 )
 """Names that a plugin may not have as its id: checkpoints use them."""

@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
+from helios.data import DataModule
+from helios.functional.step import custom_step
+from helios.model.model import Model
 
-def fingerprint(device: torch.device) -> dict[str, str | int | bool]:
-    """Return what must be equal for a resume to be bit-exact.
+
+def fingerprint(model: Model, datamodule: DataModule) -> dict[str, str | int | bool]:
+    """Return what must be equal for a resume of this training to be bit-exact.
+
+    Args:
+        model: the model, set up.
+        datamodule: its data; the micro-batch is left out where a loader of the user's makes it.
+    """
+    values = environment(model.device)
+    values["precision"] = model.precision.compute
+    if custom_step(model) is None:
+        values["optimizer"] = ", ".join(
+            getattr(o.optimizer, "implementation", type(o.optimizer).__name__)
+            for o in model.objectives()
+        )
+    loading: Any = datamodule._train_dataset
+    if loading is not None:
+        values["micro_batch"] = loading.params.batch_size
+    return values
+
+
+def environment(device: torch.device) -> dict[str, str | int | bool]:
+    """Return what the bits of any computation depend on here.
 
     Args:
         device: the device that computes.
 
     Example:
-        >>> fingerprint(torch.device("cpu"))["device"]
+        >>> environment(torch.device("cpu"))["device"]
         'cpu'
     """
     values: dict[str, str | int | bool] = {

@@ -54,6 +54,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             datamodule.seed = state.seed
         train, valid = sources(datamodule, stack)
         plan = make_plan(trainer, train, valid)
+        print_of_now = fingerprint(model, datamodule)
         loggers = open_loggers(
             run_name=trainer.run_name or model.save_name,
             log_path=trainer.log_path if trainer.enable_file_logging else None,
@@ -72,7 +73,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             check_position(state, train.batches_per_epoch, content["plan"])
             take_up(train, content)
             trainer.say(f"Resuming training from checkpoint {path}", loggers.logger)
-            _warn_of_lost_promises(content, trainer)
+            _warn_of_lost_promises(content, print_of_now)
         progress = None
         if trainer.enable_progress_bar:
             progress = Progress(_total_updates(plan), state.current_iteration)
@@ -93,6 +94,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 loggers.names,
                 lambda state: train.state_after(state.dataset_iter),
                 reporter.say,
+                print_of_now,
             )
         loop = Loop(
             plan,
@@ -110,9 +112,8 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 pass
         except BaseException:
             # Between two steps the state is whole: nothing of it is lost.
-            if saver is not None and loop.resumable is not None:
-                with contextlib.suppress(Exception):
-                    saver.save_once(loop.resumable)
+            with contextlib.suppress(Exception):
+                loop.save_resumable()
             raise
 
 
@@ -151,7 +152,7 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             trainer.say("There is no test set: nothing to test", loggers.logger)
             return
         stack.enter_context(contextlib.closing(source))
-        if trainer.print_banner:
+        if trainer.print_banner and trainer.loop is None:
             trainer.say(banner(model, None, trainer.device))
         results = evaluate_test(state, hooks, source, mover(trainer.device))
         progress = Progress(None, state.current_iteration) if trainer.enable_progress_bar else None
@@ -272,8 +273,8 @@ def _last_content(folder: Path | None) -> tuple[dict[str, Any] | None, Path | No
     return (None, None) if path is None else (read_checkpoint(path), path)
 
 
-def _warn_of_lost_promises(content: dict[str, Any], trainer: Trainer) -> None:
-    lost = lost_promises(content["fingerprint"], fingerprint(trainer.device))
+def _warn_of_lost_promises(content: dict[str, Any], now: dict[str, Any]) -> None:
+    lost = lost_promises(content["fingerprint"], now)
     if lost is not None:
         warnings.warn(
             f"the environment is not that of the checkpoint: {lost}. The run goes on, but it is "

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from helios.core.rng import python_rng_rewinder
 from helios.data import EpochSource
 from helios.errors import ResumeError
 from helios.functional import rng
@@ -59,7 +60,6 @@ class Loop:
         move: moves a batch to the device.
         reporter: where metrics go.
         save: writes a checkpoint of a state, None where none are kept.
-        donate: whether the step may consume the state; a replay keeps every one.
 
     Attributes:
         model: the model that is trained.
@@ -77,8 +77,6 @@ class Loop:
         move: Callable[[Any], Any],
         reporter: Reporter,
         save: Callable[[TrainingState], None] | None = None,
-        *,
-        donate: bool = True,
     ) -> None:
         self._plan = plan
         self._step = step
@@ -89,9 +87,8 @@ class Loop:
         self._move = move
         self._reporter = reporter
         self._save = save
-        self._donate = donate
         self._binding = None
-        if donate and any(True for _ in hooks.model.parameters()):
+        if any(True for _ in hooks.model.parameters()):
             self._binding = Binding(hooks.model)
         self._custom = custom_step(hooks.model) is not None
         self._batches: Iterator[Any] = iter(())
@@ -99,6 +96,7 @@ class Loop:
         self._clock = 0.0
         self.state = TrainingState()
         self.resumable: TrainingState | None = None
+        self._rewind: Callable[[], None] | None = None
 
     def run(
         self, state: TrainingState, restore_rng: Callable[[], None] | None = None
@@ -106,18 +104,17 @@ class Loop:
         """Run the events that are left from ``state`` on, between the hooks of start and end.
 
         Args:
-            state: where to begin; consumed, if the loop donates.
+            state: where to begin; it is consumed.
             restore_rng: puts back the generators that are not keyed, Python's and numpy's, as they
                 were at ``state``; called once the hooks that a resume repeats have run.
 
         Yields:
             Every event before it is done, with the state that everything before it led to.
         """
-        self.state = self.resumable = state
+        self.state = state
         self._hold(state)
         self._hooks.model.train()
-        key = rng.fold(state.seed, "start", state.global_iteration)
-        self._hooks.call("on_training_start", key)
+        self._call("on_training_start", rng.fold(state.seed, "start", state.global_iteration))
         events = schedule(self._plan, state)
         outcome: Outcome | None = None
         try:
@@ -138,26 +135,29 @@ class Loop:
                 elif isinstance(event, Checkpoint):
                     outcome = self._on_checkpoint()
                 elif isinstance(event, Stop):
+                    if outcome is None:
+                        self._reporter.announce(f"Nothing is left to train: {event.reason.value}")
                     self._reporter.say(f"stopped: {event.reason.value}")
                     break
         finally:
             self._close_epoch()
-        key = rng.fold(state.seed, "end", self.state.global_iteration)
-        self._hooks.call("on_training_end", key)
+        self._call("on_training_end", rng.fold(state.seed, "end", self.state.global_iteration))
 
     def _on_epoch_start(self, event: EpochStart, restore_rng: Callable[[], None] | None) -> Outcome:
-        self.resumable = self.state
         resumed = event.first_batch > 0
         if restore_rng is not None and not resumed:
             restore_rng()
+        if not resumed:
+            self._mark(self.state)
         self.state = start_epoch(self.state)
         self._batches = self._train.open(event.epoch - 1, event.first_batch)
         if self._train.resume_note is not None:
             self._reporter.announce(self._train.resume_note)
         key = rng.fold(self.state.seed, "epoch_start", event.epoch)
-        self._hooks.call("on_training_epoch_start", key, event.epoch)
+        self._call("on_training_epoch_start", key, event.epoch)
         if restore_rng is not None and resumed:
             restore_rng()
+            self._mark(self.state)
         self._clock = time.perf_counter()
         return _GO_ON
 
@@ -168,14 +168,15 @@ class Loop:
         # The loss and the hooks see these counters, in their arguments and as trainer.state.
         self.state = state = begin_batch(self.state, update=event.update)
         if hooks.draws_before_loss:
+            self._remember()
             rng.seed_generators(rng.fold(state.seed, "batch_start", state.global_iteration))
             if hooks.process_batch is not None:
                 batch = hooks.process_batch(batch, state)
             if hooks.batch_start is not None:
                 hooks.batch_start(state)
-        if self._donate:
-            self.resumable = None
-        state = self._step.compute(state, batch, donate=self._donate)
+            state = self._take_up(state)
+        self.resumable = None
+        state = self._step.compute(state, batch, donate=True)
         if self._custom:
             self._hold(state)
         now = time.perf_counter()
@@ -183,12 +184,14 @@ class Loop:
         self._clock = now
         if hooks.batch_end is not None:
             hooks.batch_end(state, event.log)
+            state = self._take_up(state)
         state = end_batch(state)
         if event.log:
             state = self._reporter.training(state)
         if event.update:
             self._reporter.advance(state)
-        self.state = self.resumable = state
+        self.state = state
+        self._mark(state)
         return _STOP if hooks.stop_asked() else _GO_ON
 
     def _on_validate(self) -> Outcome:
@@ -196,6 +199,7 @@ class Loop:
         if self._plan.unit is TrainingUnit.EPOCH:
             state = end_epoch(state)
         self.state = state
+        self._remember()
         assert self._valid is not None
         results = validate(state, self._hooks, self._valid, self._move)
         self._reporter.show(state, "valid", results)
@@ -217,19 +221,59 @@ class Loop:
         self.state = end_epoch(self._settled(self.state))
         self._close_epoch()
         key = rng.fold(self.state.seed, "epoch_end", event.epoch)
-        self._hooks.call("on_training_epoch_end", key, event.epoch)
+        self._call("on_training_epoch_end", key, event.epoch)
         return self._after()
 
     def _on_checkpoint(self) -> Outcome:
         if self._save is not None:
             self._save(self.state)
-        self.resumable = self.state
+        self._mark(self.state)
         return self._after()
 
     def _after(self, *, improved: bool = True) -> Outcome:
         """Answer an event that is no micro-batch; its time is not the micro-batches'."""
         self._clock = time.perf_counter()
         return Outcome(improved=improved, stop=self._hooks.stop_asked())
+
+    def save_resumable(self) -> None:
+        """After a failure, save the state that a run can go on from, if there is one.
+
+        Python's and numpy's generators are put back to it: a hook may have drawn from them since.
+        """
+        if self._save is None or self.resumable is None:
+            return
+        if self._rewind is not None:
+            self._rewind()
+        self._hold(self.resumable)
+        self._save(self.resumable)
+
+    def _mark(self, state: TrainingState) -> None:
+        """Note a state that a run can go on from."""
+        self.resumable, self._rewind = state, None
+
+    def _remember(self) -> None:
+        """Before hooks that may draw: note the generators as they were at the resumable state."""
+        if self._rewind is None:
+            self._rewind = python_rng_rewinder()
+
+    def _call(self, hook: str, key: int, *args: Any) -> None:
+        """Run a hook of the plugins and the model; what it changes in the model is the state's."""
+        self._remember()
+        self._hooks.call(hook, key, *args)
+        self.state = self._take_up(self.state)
+
+    def _take_up(self, state: TrainingState) -> TrainingState:
+        """Take what a hook has put in the place of a parameter or a buffer into the state."""
+        carry = state.carry
+        if self._binding is None or not isinstance(carry, Carry):
+            return state
+        params = self._binding.parameters_after(carry.params, every=True)
+        buffers = self._binding.buffers(carry.buffers)
+        if params is carry.params and buffers is carry.buffers:
+            return state
+        state = replace(state, carry=replace(carry, params=params, buffers=buffers))
+        self._binding.lend(params, buffers)
+        return state
 
     def _hold(self, state: TrainingState) -> None:
         """Let the model hold the tensors of the state, for hooks and checkpoints.

@@ -14,7 +14,6 @@ from helios.functional.schedule import Plan
 from helios.functional.state import TrainingState
 from helios.model.model import Model
 from helios.plugins import Plugin
-from helios.trainer.fingerprint import fingerprint
 from helios.trainer.store import checkpoint_name, state_content, write_atomically
 from helios.version import __version__
 
@@ -32,6 +31,7 @@ class Saver:
         log_names: the names of the log file and of the TensorBoard folder, to go on with.
         data_state: returns what an iterable dataset needs to be resumed, None if nothing.
         say: is told about every checkpoint.
+        fingerprint: the environment; see `helios.trainer.fingerprint`.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Saver:
         log_names: Mapping[str, str | None],
         data_state: Callable[[TrainingState], Any],
         say: Callable[[str], None],
+        fingerprint: Mapping[str, Any],
     ) -> None:
         self._folder = folder
         self._model = model
@@ -51,7 +52,7 @@ class Saver:
         self._log_names = dict(log_names)
         self._data_state = data_state
         self._say = say
-        self._last: TrainingState | None = None
+        self._fingerprint = dict(fingerprint)
 
     def __call__(self, state: TrainingState) -> None:
         """Write a checkpoint of ``state``.
@@ -60,15 +61,11 @@ class Saver:
             CheckpointError: if it cannot be written.
         """
         model = self._model
-        stem = checkpoint_name(
-            model.save_name, state.global_epoch, state.current_iteration
-        ).removesuffix(".pth")
-        name = checkpoint_name(
-            model.save_name,
-            state.global_epoch,
-            state.current_iteration,
-            model.append_metadata_to_chkpt_name(stem),
-        )
+        place = (state.global_epoch, state.current_iteration)
+        inside = state.global_iteration if state.window_iter else None
+        stem = checkpoint_name(model.save_name, *place, micro_batch=inside).removesuffix(".pth")
+        metadata = model.append_metadata_to_chkpt_name(stem)
+        name = checkpoint_name(model.save_name, *place, metadata, inside)
         content = {
             "version": __version__,
             **state_content(state),
@@ -78,17 +75,11 @@ class Saver:
             "log": self._log_names,
             "plugins": {name: plugin.state_dict() for name, plugin in self._plugins.items()},
             "data": self._data_state(state),
-            "fingerprint": fingerprint(model.device),
+            "fingerprint": self._fingerprint,
         }
         check_plain(content)
         write_atomically(self._folder / name, lambda file: torch.save(content, file))
-        self._last = state
         self._say(f"saved {name}")
-
-    def save_once(self, state: TrainingState) -> None:
-        """Write a checkpoint of ``state`` unless it was the last one written."""
-        if self._last is not state:
-            self(state)
 
 
 def check_plain(value: Any, path: str = "checkpoint") -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from helios.core.rng import preserved_rng
+from helios.core.rng import preserved_rng, python_rng_rewinder
 from helios.functional.rng import fold
 from tests.data.samples import global_state
 
@@ -72,3 +72,20 @@ def test_torch_and_numpy_share_a_stream_under_one_seed():
         words = torch.randint(0, 2**20, (8,)).tolist()
         others = np.random.randint(0, 2**32, 8, dtype=np.uint32).tolist()
     assert words == [other % 2**20 for other in others]
+
+
+@pytest.mark.parametrize("normals", [0, 1, 2])
+def test_noting_the_generators_moves_none(normals):
+    np.random.seed(normals)
+    np.random.standard_normal(normals)
+    before = global_state()
+    rewind = python_rng_rewinder()
+    assert global_state() == before
+    draw_python()
+    rewind()
+    assert global_state() == before
+
+
+def draw_python():
+    random.gauss(0, 1)
+    np.random.standard_normal(3)

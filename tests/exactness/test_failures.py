@@ -72,23 +72,9 @@ ARGUMENTS = {
 }
 
 
-# The checkpoint that a failure leaves holds Python's and numpy's generators as they are at the
-# failure, not as they were at the state that it holds.
-DRAWN_TWICE = pytest.mark.xfail(reason="the generators are saved as of the failure")
-SAVED_LATE = (
-    "on_training_epoch_start",
-    "on_training_batch_start",
-    "have_metrics_improved",
-    "on_training_epoch_end",
-)
-
-
 @pytest.mark.parametrize("unit", ARGUMENTS)
 @pytest.mark.parametrize("at", [1, 2])
-@pytest.mark.parametrize(
-    "hook",
-    [pytest.param(h, marks=DRAWN_TWICE) if h in SAVED_LATE else h for h in HOOKS],
-)
+@pytest.mark.parametrize("hook", HOOKS)
 def test_a_fit_that_failed_in_a_hook_goes_on_as_if_it_had_not(tmp_path, hook, at, unit):
     arguments = {**ARGUMENTS[unit], "random_seed": 3}
     whole, legs = tmp_path / "whole", tmp_path / "legs"

@@ -415,9 +415,24 @@ def test_another_batch_size_in_mid_epoch_is_refused(tmp_path, capfd, batch_size)
     assert f"now has {12 // batch_size}" in str(error)
 
 
-def test_another_batch_size_between_epochs_is_accepted(tmp_path):
+def test_another_batch_size_between_epochs_is_accepted_with_a_warning(tmp_path):
     run(tmp_path, data=samples(2), steps=6)
-    assert run(tmp_path, data=samples(4), steps=9).state.global_epoch == 2
+    with pytest.warns(UserWarning, match="micro_batch was 2 and is 4"):
+        assert run(tmp_path, data=samples(4), steps=9).state.global_epoch == 2
+
+
+def test_another_optimizer_implementation_is_accepted_with_a_warning(tmp_path):
+    adam = [helios.optim.Adam(lr=0.1), helios.optim.Adam(lr=0.1, foreach=True)]
+    for steps, optimizer in zip((2, 4), adam, strict=True):
+        made = helios.Trainer(
+            train_unit="iteration", total_steps=steps, chkpt_root=tmp_path, print_banner=False
+        )
+        model = zoo.Line("line", lambda optimizer=optimizer: optimizer)
+        if steps == 2:
+            assert made.fit(model, samples(2))
+            continue
+        with pytest.warns(UserWarning, match=r"Adam\(\) and is Adam\(foreach=True\)"):
+            assert made.fit(model, samples(2))
 
 
 def test_testing_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_COUNTERS = re.compile(r"epoch_(\d+)_iter_(\d+)(?=_|\W|$)")
+_COUNTERS = re.compile(r"epoch_(\d+)_iter_(\d+)(?:_micro_(\d+))?(?=_|\W|$)")
 _EPOCH = re.compile(r"(?:^|[_\W])epoch_(\d+)")
 _ITER = re.compile(r"(?:^|[_\W])iter_(\d+)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
 
 
-def checkpoint_name(save_name: str, epoch: int, iteration: int, metadata: str = "") -> str:
+def checkpoint_name(
+    save_name: str, epoch: int, iteration: int, metadata: str = "", micro_batch: int | None = None
+) -> str:
     """Return the file name of a checkpoint.
 
     Args:
@@ -21,12 +23,16 @@ def checkpoint_name(save_name: str, epoch: int, iteration: int, metadata: str = 
         metadata: what `helios.Model.append_metadata_to_chkpt_name` returned: the name without
             extension and something after it, or only what comes after it. Characters that do not
             belong into a file name become ``-``.
+        micro_batch: the global iteration of a run that stopped inside of an accumulation window,
+            so that it does not take the name of the update before it; None between windows.
 
     Example:
         >>> checkpoint_name("digits", 3, 171, "accuracy_0.9")
         'digits_epoch_3_iter_171_accuracy_0.9.pth'
     """
     stem = f"{save_name}_epoch_{epoch}_iter_{iteration}"
+    if micro_batch is not None:
+        stem += f"_micro_{micro_batch}"
     extra = _UNSAFE.sub("-", metadata.removeprefix(stem)).strip("_")
     return f"{stem}_{extra}.pth" if extra else f"{stem}.pth"
 
@@ -57,8 +63,10 @@ def find_last_checkpoint(root: Path | None) -> Path | None:
     return max(found)[-1] if found else None
 
 
-def parse_counters(stem: str, save_name: str) -> tuple[int, int] | None:
-    """Return ``(epoch, iteration)`` of a checkpoint's name, None if it names neither.
+def parse_counters(stem: str, save_name: str) -> tuple[int, int, int] | None:
+    """Return epoch, iteration and micro-batch of a checkpoint's name, None if it names neither.
+
+    The micro-batch is 0 where the name has none.
 
     Args:
         stem: the file name without its extension.
@@ -66,15 +74,15 @@ def parse_counters(stem: str, save_name: str) -> tuple[int, int] | None:
 
     Example:
         >>> parse_counters("first_iter_100_epoch_2_iter_5", "first_iter_100")
-        (2, 5)
+        (2, 5, 0)
     """
     rest = stem.removeprefix(f"{save_name}_") if save_name else stem
     if rest != stem and (match := _COUNTERS.match(rest)):
-        return int(match[1]), int(match[2])
+        return int(match[1]), int(match[2]), int(match[3] or 0)
     if matches := _COUNTERS.findall(stem):
-        epoch, iteration = matches[-1]
-        return int(epoch), int(iteration)
+        epoch, iteration, micro_batch = matches[-1]
+        return int(epoch), int(iteration), int(micro_batch or 0)
     epochs, iterations = _EPOCH.findall(stem), _ITER.findall(stem)
     if not epochs and not iterations:
         return None
-    return int(epochs[-1]) if epochs else 0, int(iterations[-1]) if iterations else 0
+    return int(epochs[-1]) if epochs else 0, int(iterations[-1]) if iterations else 0, 0
