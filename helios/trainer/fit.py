@@ -159,6 +159,7 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         reporter = Reporter(loggers.logger, loggers.writer, progress)
         stack.callback(reporter.close)
         reporter.show(state, "test", results)
+        reporter.release()
 
 
 def load_weights(model: Model, content: dict[str, Any]) -> None:

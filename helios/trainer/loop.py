@@ -24,6 +24,7 @@ from helios.functional.schedule import (
     Peek,
     Plan,
     Stop,
+    StopReason,
     Validate,
     schedule,
 )
@@ -46,6 +47,11 @@ from helios.trainer.report import Reporter
 
 _GO_ON = Outcome()
 _STOP = Outcome(stop=True)
+_WHY = {
+    StopReason.TOTAL_STEPS: "total_steps is reached",
+    StopReason.EARLY_STOP: "the run stopped early, for want of improvement",
+    StopReason.REQUESTED: "a stop was asked for",
+}
 
 
 class Loop:
@@ -135,8 +141,9 @@ class Loop:
                 elif isinstance(event, Checkpoint):
                     outcome = self._on_checkpoint()
                 elif isinstance(event, Stop):
+                    self._mark(self.state)
                     if outcome is None:
-                        self._reporter.announce(f"Nothing is left to train: {event.reason.value}")
+                        self._reporter.announce(f"Nothing is left to train: {_WHY[event.reason]}")
                     self._reporter.say(f"stopped: {event.reason.value}")
                     break
         finally:
@@ -250,6 +257,7 @@ class Loop:
     def _mark(self, state: TrainingState) -> None:
         """Note a state that a run can go on from."""
         self.resumable, self._rewind = state, None
+        self._reporter.release()
 
     def _remember(self) -> None:
         """Before hooks that may draw: note the generators as they were at the resumable state."""

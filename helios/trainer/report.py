@@ -34,6 +34,7 @@ class Reporter:
         self._writer = writer
         self._progress = progress
         self._announce = announce
+        self._points: list[tuple[str, float, int]] = []
         self._wanted = not (logger is None and writer is None and progress is None)
 
     def training(self, state: TrainingState) -> TrainingState:
@@ -60,8 +61,8 @@ class Reporter:
         if not values:
             return
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{label}/{name}", value, state.current_iteration)
+            step = state.current_iteration
+            self._points += [(f"{label}/{name}", value, step) for name, value in values.items()]
         if self._logger is not None:
             self._logger.info(
                 "epoch %d, update %d: %s",
@@ -71,6 +72,17 @@ class Reporter:
             )
         if self._progress is not None:
             self._progress.report(state, label, values)
+
+    def release(self) -> None:
+        """Write what was shown to TensorBoard, now that a run can go on from after it.
+
+        If a hook fails before, the resumed run computes the same points again; written twice, they
+        would stand there twice.
+        """
+        if self._points:
+            for point in self._points:
+                self._writer.add_scalar(*point)
+            self._points.clear()
 
     def advance(self, state: TrainingState) -> None:
         """Count an update on the terminal."""

@@ -283,3 +283,17 @@ def test_the_banner_has_the_model_s_own_lines(capsys):
 
     run(model=Adds(), steps=1, print_banner=True)
     assert "Trained on tiny data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["improved", "epoch_end", "epoch_start", "end", "loss"])
+@pytest.mark.parametrize("unit", ["epoch", "iteration"])
+def test_every_step_is_there_once_after_a_failure_and_a_resume(tmp_path, place, unit, capsys):
+    steps = 3 if unit == "epoch" else 15
+    arguments = board(tmp_path, valid_frequency=1, chkpt_frequency=1, unit=unit, steps=steps)
+    batches = Batches(zoo.regression(5), zoo.regression(2))
+    assert not trainer(tmp_path / "chkpt", **arguments).fit(FailsAt(place, at=7), batches)
+    run(tmp_path / "chkpt", zoo.Line(), batches, **arguments)
+    found = steps_of(tmp_path)
+    assert found["valid/loss"] == ([5, 10, 15] if unit == "epoch" else list(range(1, 16)))
+    assert all(len(set(steps)) == len(steps) for steps in found.values())
+    assert "PlannedError" in capsys.readouterr().err
