@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import helios
+from helios.data import source_of
+from helios.functional import replay
 from helios.functional.state import end_epoch, start_epoch
+from helios.trainer.store import find_last_checkpoint, read_checkpoint, stored_state
 from property_tests.fits import (
     Data,
     Stopping,
@@ -178,3 +182,43 @@ def test_other_windows_or_another_unit_at_a_resume_lose_no_data(size, legs, seed
     epochs = -(-stop // per_epoch)
     expected = fold(Logged(), plans, batches(IndexedData(*size), seed, epochs), seed)
     assert helios.first_difference(trained(expected), trained(state)) is None
+
+
+@a_share(15)
+@given(lengths(), cadences(), sizes(), st.integers(1, 6))
+def test_the_pure_replay_of_a_serialised_state_gives_the_states_of_the_fit(
+    length, cadence, size, stop
+):
+    """From the state of a run that was stopped anywhere, through bytes, to the run's end."""
+    validated = cadence["valid_frequency"] is not None
+    scores = {}
+
+    class Scored(Stopping):
+        def have_metrics_improved(self):
+            improved = super().have_metrics_improved()
+            best = self.valid_metrics["loss"] if improved else self.best_score
+            scores[self.trainer.state.validation_cycles] = improved, best
+            return improved
+
+    with folder() as root:
+        fit(Scored(stop_at=stop), Data(*size), chkpt_root=root / "legs", **length, **cadence)
+        content = read_checkpoint(find_last_checkpoint(root / "legs" / "noisy"))
+        whole = fit(Scored(), Data(*size), chkpt_root=root / "whole", **length, **cadence)
+        plan = msgspec.convert(content["plan"], helios.Plan)
+    model, data = Stopping(), Data(*size)
+    data.setup()
+    model.prepare(content["training_state"]["seed"])
+    data.seed = content["training_state"]["seed"]
+    state = helios.TrainingState.from_bytes(stored_state(content).to_bytes())
+    source = source_of(data.train_dataloader(), seed=data.seed)
+    states = replay(
+        helios.make_step(model, plan),
+        plan,
+        state,
+        source.open,
+        validate=(lambda s: scores[s.validation_cycles + 1]) if validated else None,
+    )
+    updates = list(states)
+    assert len(updates) == whole.current_iteration - state.current_iteration
+    if updates:  # the stop may have come after the last update, with its epoch's end to be done
+        assert helios.digest(updates[-1]) == helios.digest(whole)

@@ -7,6 +7,7 @@ from helios.functional.precision import LossScale as LossScale
 from helios.functional.precision import Policy as Policy
 from helios.functional.replay import Difference as Difference
 from helios.functional.replay import first_difference_of as first_difference_of
+from helios.functional.replay import replay as replay
 from helios.functional.replay import settled as settled
 from helios.functional.replay import verify as verify
 from helios.functional.rng import fold as fold

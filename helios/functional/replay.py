@@ -1,14 +1,39 @@
-"""Comparing runs: the states after each update, and the first update that differs."""
+"""Running the fold forward from any state, and comparing runs by the states after each update."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
-from helios.functional.schedule import Batch, Checkpoint, EpochEnd, Event, Peek, Validate
-from helios.functional.state import TrainingState
+from helios.functional.schedule import (
+    Batch,
+    Checkpoint,
+    EpochEnd,
+    EpochStart,
+    Event,
+    Outcome,
+    Peek,
+    Plan,
+    Validate,
+    schedule,
+)
+from helios.functional.state import (
+    TrainingState,
+    TrainingUnit,
+    end_epoch,
+    end_validation,
+    judge,
+    report,
+    score,
+    start_epoch,
+)
+from helios.functional.step import Step
 from helios.functional.tree import digest
+
+Judge = Callable[[TrainingState], tuple[bool, float | None]]
+"""Validates a state: whether its score improved, and the best score after it."""
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -23,6 +48,87 @@ class Difference(msgspec.Struct, frozen=True):
     update: int
     recorded: str
     received: str
+
+
+def replay(
+    step: Step,
+    plan: Plan,
+    state: TrainingState,
+    batches: Callable[[int, int], Iterable[Any]],
+    *,
+    validate: Judge | None = None,
+    updates: int | None = None,
+) -> Iterator[TrainingState]:
+    """Run the fold forward from a state, and yield the state after each update.
+
+    This is the pure core of a run: the step and the calendar, without hooks, files or devices.
+    `helios.replay` runs a checkpoint of a trainer, hooks and validations included.
+
+    Args:
+        step: what a micro-batch does, made for ``plan``.
+        plan: when things happen; its number of batches per epoch must be known.
+        state: where to begin, such as `TrainingState.from_bytes` gives.
+        batches: ``(epoch, start) -> micro-batches`` of an epoch, counted from 0, without the first
+            ``start`` ones; `helios.data.EpochSource.open` is such a function.
+        validate: validates a state; returns whether its score improved, and the best score after
+            it, None if there is none. Needed if the plan validates.
+        updates: how many states to yield; None for all up to the plan's end.
+
+    Yields:
+        The state after an update, with the validation and the epoch's end that belong to it. None
+        is consumed by the next.
+
+    Raises:
+        ValueError: if the size of an epoch is unknown, or ``validate`` is missing.
+
+    Law:
+        The states have the bits of the trainer's, wall clock aside
+        (``property_tests/test_fit.py``).
+    """
+    if plan.batches_per_epoch is None:
+        raise ValueError("plan: received batches_per_epoch=None; expected the size of an epoch")
+    if plan.valid_frequency is not None and validate is None:
+        raise ValueError(
+            f"validate: received None, and the plan validates (valid_frequency="
+            f"{plan.valid_frequency}); give a function from a state to (improved, best)"
+        )
+    return settled(_run(step, plan, state, batches, validate), updates)
+
+
+def _run(
+    step: Step,
+    plan: Plan,
+    state: TrainingState,
+    batches: Callable[[int, int], Iterable[Any]],
+    validate: Judge | None,
+) -> Iterator[tuple[Event, TrainingState]]:
+    """Yield every event of a plan with the state before it."""
+    events = schedule(plan, state)
+    outcome: Outcome | None = None
+    epoch: Iterator[Any] = iter(())
+    while True:
+        try:
+            event = events.send(outcome)
+        except StopIteration:
+            return
+        yield event, state
+        outcome = None
+        if isinstance(event, EpochStart):
+            state = start_epoch(state)
+            epoch = iter(batches(event.epoch - 1, event.first_batch))
+        elif isinstance(event, Batch):
+            state = step(state, next(epoch))
+            if event.log:
+                state = report(state)
+        elif isinstance(event, (Validate, EpochEnd)):
+            if plan.print_frequency is None:
+                state = report(state)
+            if plan.unit is TrainingUnit.EPOCH or isinstance(event, EpochEnd):
+                state = end_epoch(state)
+            if isinstance(event, Validate) and validate is not None:
+                improved, best = validate(state)
+                outcome = Outcome(improved=improved)
+                state = judge(score(end_validation(state), best), improved=improved)
 
 
 def settled(

@@ -280,6 +280,20 @@ def end_validation(state: TrainingState) -> TrainingState:
     return replace(state, validation_cycles=state.validation_cycles + 1, running_iter=0)
 
 
+def score(state: TrainingState, best: float | None) -> TrainingState:
+    """Keep the best validation score so far; a carry of a model's own has no place for it."""
+    if not isinstance(state.carry, Carry):
+        return state
+    return replace(state, carry=replace(state.carry, best=best))
+
+
+def report(state: TrainingState) -> TrainingState:
+    """Begin new training metrics: those so far are reported."""
+    if not isinstance(state.carry, Carry) or not state.carry.metrics:
+        return state
+    return replace(state, carry=replace(state.carry, metrics={}))
+
+
 def judge(state: TrainingState, *, improved: bool) -> TrainingState:
     """Count a validation without improvement, or begin to count anew."""
     return replace(state, early_stop_count=0 if improved else state.early_stop_count + 1)

@@ -37,6 +37,7 @@ from helios.functional.state import (
     end_epoch,
     end_validation,
     judge,
+    score,
     start_epoch,
     timed,
 )
@@ -216,12 +217,10 @@ class Loop:
             model.best_score = state.carry.best
         improved = bool(model.have_metrics_improved())
         if improved:
-            score = model.monitored_score()
-            if score == score:
-                model.best_score = score
-        if isinstance(state.carry, Carry):
-            state = replace(state, carry=replace(state.carry, best=model.best_score))
-        self.state = judge(state, improved=improved)
+            reached = model.monitored_score()
+            if reached == reached:
+                model.best_score = reached
+        self.state = judge(score(state, model.best_score), improved=improved)
         return self._after(improved=improved)
 
     def _on_epoch_end(self, event: EpochEnd) -> Outcome:

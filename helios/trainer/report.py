@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from logging import Logger
 from typing import Any
 
-from msgspec.structs import replace
-
 from helios.functional import metrics
-from helios.functional.state import Carry, TrainingState
+from helios.functional.state import Carry, TrainingState, report
 from helios.trainer.progress import Progress, describe
 
 
@@ -48,7 +46,7 @@ class Reporter:
             return state
         if self._wanted:
             self.show(state, "train", metrics.compute(carry.metrics))
-        return replace(state, carry=replace(carry, metrics={}))
+        return report(state)
 
     def show(self, state: TrainingState, label: str, values: Mapping[str, float]) -> None:
         """Report metrics at the present update.
