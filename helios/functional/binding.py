@@ -53,11 +53,11 @@ class Binding:
     def read(self) -> tuple[Tensors, Tensors]:
         """Return private copies of the module's parameters and buffers, by path."""
         params = {name: p.detach().clone() for name, p in self.parameters.items()}
-        buffers = {
-            name: owners[0][0][owners[0][1]].detach().clone()  # type: ignore[union-attr]
-            for name, owners in self._slots.items()
-            if owners[0][0][owners[0][1]] is not None
-        }
+        buffers = {}
+        for name, [(slots, key), *_] in self._slots.items():
+            buffer = slots[key]
+            if buffer is not None:
+                buffers[name] = buffer.detach().clone()
         return params, buffers
 
     def lend(self, params: Tensors, buffers: Tensors) -> None:
