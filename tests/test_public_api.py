@@ -91,9 +91,11 @@ def test_the_trainer_takes_the_arguments_of_the_seed_in_its_order():
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[len(ARGUMENTS) :])
 
 
-def test_the_trainer_has_the_properties_of_the_seed():
-    found = {n for n, v in vars(trainer.Trainer).items() if isinstance(v, property)}
-    assert found >= PROPERTIES
+def test_the_trainer_has_the_properties_of_the_seed_to_be_read():
+    for name in PROPERTIES:
+        attribute = inspect.getattr_static(trainer.Trainer, name)
+        assert isinstance(attribute, property)
+        assert attribute.fset is None
 
 
 def test_fit_and_test_take_a_model_and_a_datamodule():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,6 @@ from helios.core.numpy_state import save_numpy
 from helios.functional.rng import generator_states, restore_generators, seed_generators
 
 _ODD = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: multiplying by it stirs the upper bits
-
-
-class RngStates(NamedTuple):
-    """The states of the global generators, for `restore_rng_states` in the same process."""
-
-    torch: list[torch.Tensor]
-    random: tuple[Any, ...]
-    numpy: dict[str, Any]
 
 
 def seed_all(key: int) -> None:
@@ -58,18 +50,6 @@ def generator(key: int) -> np.random.Generator:
         True
     """
     return np.random.default_rng(key)
-
-
-def rng_states() -> RngStates:
-    """Return the states of the global generators of torch, ``random`` and numpy."""
-    return RngStates(generator_states(), random.getstate(), _numpy_state())
-
-
-def restore_rng_states(states: RngStates) -> None:
-    """Put the global generators back to ``states``."""
-    restore_generators(states.torch)
-    random.setstate(states.random)
-    np.random.set_state(states.numpy)
 
 
 @contextlib.contextmanager
@@ -145,13 +125,13 @@ def restore_python_rng(state: Mapping[str, Any]) -> None:
         >>> number == random.random()
         True
     """
-    before = rng_states()
+    rewind = python_rng_rewinder()
     try:
         saved = state["random"]
         random.setstate((saved["version"], tuple(saved["words"].tolist()), saved["gauss"]))
         np.random.set_state(_with_arrays(state["numpy"]))
     except Exception as error:
-        restore_rng_states(before)
+        rewind()
         raise ValueError(
             f"the generators cannot be restored from {_shortened(state)} "
             f"({type(error).__name__}: {error}); expected what python_rng_state() returned"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helios.core.logging import open_loggers
+from helios.core.logging import Loggers, open_loggers
 from helios.data import DataModule, EpochSource, mover, source_of
 from helios.errors import DataError, ResumeError
 from helios.functional.schedule import Plan
@@ -54,16 +54,8 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             datamodule.seed = state.seed
         train, valid = sources(datamodule, stack)
         plan = make_plan(trainer, train, valid)
-        print_of_now = fingerprint(model, datamodule)
-        loggers = open_loggers(
-            run_name=trainer.run_name or model.save_name,
-            log_path=trainer.log_path if trainer.enable_file_logging else None,
-            run_path=trainer.run_path if trainer.enable_tensorboard else None,
-            resume=None if content is None else content["log"],
-            purge_step=None if content is None else state.current_iteration + 1,
-        )
-        stack.callback(loggers.close)
-        stack.push(failure_logger(loggers.logger))
+        environment_now = fingerprint(model, datamodule)
+        loggers = open_logs(trainer, model, content, stack, state.current_iteration + 1)
         introduction = banner(model, plan, trainer.device)
         if trainer.print_banner:
             trainer.say(introduction)
@@ -73,7 +65,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             check_position(state, train.batches_per_epoch, content["plan"])
             take_up(train, content)
             trainer.say(f"Resuming training from checkpoint {path}", loggers.logger)
-            _warn_of_lost_promises(content, print_of_now)
+            _warn_of_lost_promises(content, environment_now)
         progress = None
         if trainer.enable_progress_bar:
             progress = Progress(_total_updates(plan), state.current_iteration)
@@ -94,7 +86,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 loggers.names,
                 lambda state: train.state_after(state.dataset_iter),
                 reporter.say,
-                print_of_now,
+                environment_now,
             )
         loop = Loop(
             plan,
@@ -110,10 +102,12 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         try:
             for _ in loop.run(state, None if content is None else rng_restorer(content)):
                 pass
-        except BaseException:
+        except BaseException as failure:
             # Between two steps the state is whole: nothing of it is lost.
-            with contextlib.suppress(Exception):
+            try:
                 loop.save_resumable()
+            except Exception as error:
+                failure.add_note(f"the state before it could not be saved: {error}")
             raise
 
 
@@ -123,14 +117,7 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         hooks = Hooks(trainer.plugins, model)
         folder = None if trainer.chkpt_root is None else trainer.chkpt_root / model.save_name
         content, path = _last_content(folder)
-        loggers = open_loggers(
-            run_name=trainer.run_name or model.save_name,
-            log_path=trainer.log_path if trainer.enable_file_logging else None,
-            run_path=trainer.run_path if trainer.enable_tensorboard else None,
-            resume=None if content is None else content["log"],
-        )
-        stack.callback(loggers.close)
-        stack.push(failure_logger(loggers.logger))
+        loggers = open_logs(trainer, model, content, stack)
         state = TrainingState(seed=trainer.seed)
         if content is not None:
             load_weights(model, content)
@@ -250,6 +237,34 @@ def sources(
     if valid is not None:
         stack.enter_context(contextlib.closing(valid))
     return train, valid
+
+
+def open_logs(
+    trainer: Trainer,
+    model: Model,
+    content: dict[str, Any] | None,
+    stack: contextlib.ExitStack,
+    next_step: int | None = None,
+) -> Loggers:
+    """Open the logs that were asked for, those of a checkpoint again; the stack closes them.
+
+    Args:
+        trainer: whose run it is.
+        model: its name is that of a run without one.
+        content: the checkpoint to go on from, if any.
+        stack: an exception that passes through it is written to the log.
+        next_step: the first update that a resumed fit logs; None for a test, which drops nothing.
+    """
+    loggers = open_loggers(
+        run_name=trainer.run_name or model.save_name,
+        log_path=trainer.log_path if trainer.enable_file_logging else None,
+        run_path=trainer.run_path if trainer.enable_tensorboard else None,
+        resume=None if content is None else content["log"],
+        purge_step=None if content is None else next_step,
+    )
+    stack.callback(loggers.close)
+    stack.push(failure_logger(loggers.logger))
+    return loggers
 
 
 def failure_logger(logger: logging.Logger | None) -> Callable[..., None]:

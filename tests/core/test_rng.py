@@ -53,18 +53,16 @@ def test_the_largest_key_is_taken():
 
 
 def test_restored_states_give_the_same_numbers():
-    states = rng.rng_states()
-    first = _draw()
-    rng.restore_rng_states(states)
+    with rng.preserved_rng():
+        first = _draw()
     assert _draw() == first
 
 
 def test_a_normal_number_kept_back_is_restored():
     random.gauss(0, 1)
     np.random.randn()
-    states = rng.rng_states()
-    first = random.gauss(0, 1), np.random.randn()
-    rng.restore_rng_states(states)
+    with rng.preserved_rng():
+        first = random.gauss(0, 1), np.random.randn()
     assert (random.gauss(0, 1), np.random.randn()) == first
 
 

@@ -1,12 +1,14 @@
 """T1: a run that is stopped and taken up again, in new processes, is the run that was not.
 
 For both units, windows of 1 and 3, and 0 and 2 workers: for every micro-batch k of three epochs,
-fit to k, then in a new process to the end. Then every k of the second epoch followed by a second
-stop in the same epoch. The model has dropout, batch normalisation, clipping and an average of its
-parameters; the data is shuffled and augmented by torch, ``random`` and numpy; hooks and a plugin
-draw from all three and their draws are in the loss. Compared bit by bit: every value in the last
-checkpoint (parameters, buffers, optimizer state, open window, counters, best score, generators),
-every checkpoint that both runs wrote, and the events with their counters and their draws.
+fit to k, then in a new process to the end. Then two stops in the second epoch: every pair of them
+with 0 workers, three of the six pairs with 2.
+
+The model has dropout, batch normalisation, clipping and an average of its parameters; the data is
+shuffled and augmented by torch, ``random`` and numpy; hooks and a plugin draw from all three and
+their draws are in the loss. Compared bit by bit: every value in the last checkpoint (parameters,
+buffers, optimizer state, open window, counters, best score, generators), every checkpoint that
+both runs wrote, and the events with their counters and their draws.
 """
 
 from __future__ import annotations

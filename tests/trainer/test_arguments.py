@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import pytest
@@ -11,46 +10,12 @@ import torch
 import helios
 from helios import Trainer, TrainingUnit
 from tests import zoo
+from tests.test_public_api import ARGUMENTS
 from tests.trainer.runs import Batches, run
 
-SEED = [
-    ("run_name", ""),
-    ("train_unit", TrainingUnit.EPOCH),
-    ("total_steps", 0),
-    ("valid_frequency", None),
-    ("chkpt_frequency", None),
-    ("print_frequency", None),
-    ("accumulation_steps", 1),
-    ("enable_cudnn_benchmark", False),
-    ("enable_deterministic", False),
-    ("early_stop_cycles", None),
-    ("use_cpu", None),
-    ("gpus", None),
-    ("random_seed", None),
-    ("enable_tensorboard", False),
-    ("enable_file_logging", False),
-    ("enable_progress_bar", False),
-    ("chkpt_root", None),
-    ("log_path", None),
-    ("run_path", None),
-    ("src_root", None),
-    ("import_prefix", ""),
-    ("print_banner", True),
-]
-
 COUNTS = ["valid_frequency", "chkpt_frequency", "print_frequency", "early_stop_cycles"]
-FLAGS = [name for name, default in SEED if isinstance(default, bool)]
+FLAGS = [name for name, default in ARGUMENTS.items() if isinstance(default, bool)]
 PATHS = ["chkpt_root", "log_path", "run_path", "src_root"]
-
-
-def test_the_arguments_are_the_seed_s_in_its_order():
-    parameters = list(inspect.signature(Trainer).parameters.values())
-    assert [(p.name, p.default) for p in parameters[: len(SEED)]] == SEED
-
-
-def test_further_arguments_are_keyword_only():
-    further = list(inspect.signature(Trainer).parameters.values())[len(SEED) :]
-    assert {p.kind for p in further} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_every_default_together_is_accepted():
@@ -202,23 +167,6 @@ def test_the_nine_properties_after_a_run():
     assert trainer.datamodule is data
     assert model.trainer is trainer
     assert data.trainer is trainer
-
-
-def test_the_nine_properties_are_read_only():
-    for name in (
-        "model",
-        "datamodule",
-        "local_rank",
-        "rank",
-        "gpu_ids",
-        "train_exceptions",
-        "test_exceptions",
-        "plugins",
-        "queue",
-    ):
-        attribute = inspect.getattr_static(Trainer, name)
-        assert isinstance(attribute, property)
-        assert attribute.fset is None
 
 
 def test_a_trainer_without_a_run_has_no_state():

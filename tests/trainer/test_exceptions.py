@@ -281,3 +281,12 @@ def test_a_fit_after_a_failed_one_succeeds():
     model.armed = False
     assert made.fit(model, data())
     assert made.state.current_iteration == 5
+
+
+def test_a_state_that_cannot_be_saved_after_a_failure_is_told_beside_it(tmp_path, capfd):
+    model = FailsAt("batch_start", at=3)
+    model.append_metadata_to_chkpt_name = lambda name: 1 / 0
+    assert not trainer(tmp_path).fit(model, Batches(zoo.regression(5)))
+    shown = capfd.readouterr().err
+    assert "PlannedError: boom" in shown
+    assert "the state before it could not be saved: division by zero" in shown
