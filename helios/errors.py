@@ -50,6 +50,10 @@ class CorruptCheckpointError(CheckpointError):
     """A checkpoint's bytes are not what was written."""
 
 
+class RunLockedError(CheckpointError):
+    """Another run is writing checkpoints into the same folder."""
+
+
 class ResumeError(CheckpointError):
     """A checkpoint is sound, but this run cannot go on from it exactly."""
 

@@ -31,6 +31,7 @@ from helios.functional.state import (
 __all__ = [
     "Plan",
     "closes_window",
+    "is_due",
     "schedule",
     "Event",
     "EpochStart",
@@ -203,7 +204,7 @@ def schedule(plan: Plan, state: TrainingState) -> Generator[Event, Outcome | Non
     by_epoch, size = plan.unit is TrainingUnit.EPOCH, plan.batches_per_epoch
     state = saved = replace(state, carry=None)  # a state that was resumed from is on disk
     ended = 0 < state.dataset_iter == size
-    owed = ended or _owes_validation(plan, state)  # what a stop right after a micro-batch left
+    owed = is_due(plan, state)  # what a stop right after a micro-batch left
     reason = None if owed else _reason_to_stop(plan, state, asked=False)
     if reason is None:
         _check_position(plan, state)
@@ -270,6 +271,15 @@ def schedule(plan: Plan, state: TrainingState) -> Generator[Event, Outcome | Non
         yield Checkpoint(state.global_epoch, state.current_iteration, cadence)
     yield Stop(reason)
     return state
+
+
+def is_due(plan: Plan, state: TrainingState) -> bool:
+    """Tell whether a validation or the end of an epoch is due at a state, as far as it is known.
+
+    A run that was left right after a micro-batch has such a state. Where only the data tells that
+    an epoch has ended, it is not known.
+    """
+    return 0 < state.dataset_iter == plan.batches_per_epoch or _owes_validation(plan, state)
 
 
 def _due(frequency: int | None, count: int) -> bool:

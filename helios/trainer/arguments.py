@@ -11,6 +11,7 @@ import torch
 
 from helios.functional.state import TrainingUnit
 from helios.plugins import Plugin, PluginSet
+from helios.trainer.store.retention import Retention
 
 
 def check_unit(value: Any) -> TrainingUnit:
@@ -98,6 +99,22 @@ def check_plugins(value: Any) -> dict[str, Plugin]:
         plugins[plugin.plug_id] = plugin
     PluginSet(plugins)  # raises if two of them claim the same
     return plugins
+
+
+def check_retention(value: Any, chkpt_root: Path | None) -> Retention | None:
+    """Return a retention, or None.
+
+    Raises:
+        TypeError: if it is something else.
+        ValueError: if there are no checkpoints to keep.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Retention):
+        raise _type("retention", value, "a helios.Retention, such as helios.Retention(last=3)")
+    if chkpt_root is None:
+        raise _value("retention", value, "a chkpt_root too, or no retention: nothing is saved")
+    return value
 
 
 def check_instance(name: str, value: Any, kind: type) -> None:

@@ -20,7 +20,11 @@ from helios.trainer.hooks import Hooks
 
 
 def validate(
-    state: TrainingState, hooks: Hooks, source: EpochSource, move: Callable[[Any], Any]
+    state: TrainingState,
+    hooks: Hooks,
+    source: EpochSource,
+    move: Callable[[Any], Any],
+    poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Run a validation and return its metrics, which are the model's ``valid_metrics`` too.
 
@@ -32,6 +36,7 @@ def validate(
         hooks: the plugins and the model.
         source: the validation batches.
         move: moves a batch to the device.
+        poll: called before each batch; it raises to leave the validation.
     """
     model, cycle = hooks.model, state.validation_cycles
     with evaluating(model, state):
@@ -39,7 +44,7 @@ def validate(
         hooks.call("on_validation_start", key, cycle)
         process = hooks.plugins.process_validation_batch
         model.valid_metrics = _run(
-            source, move, process, model.valid_step, _batch_hooks(model, "validation")
+            source, move, process, model.valid_step, _batch_hooks(model, "validation"), poll
         )
         hooks.call("on_validation_end", rng.fold(state.seed, "valid_end", cycle), cycle)
     return model.valid_metrics
@@ -91,10 +96,12 @@ def _run(
     process: Callable[..., Any] | None,
     step: Callable[[Any, int], Any],
     batch_hooks: tuple[Any, Any],
+    poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     start, end = batch_hooks
     total: metrics.Metrics = {}
     for index, fetched in enumerate(source.open(epoch=0)):
+        poll()
         batch = move(fetched)
         if process is not None:
             batch = process(batch, index)

@@ -28,13 +28,10 @@ from helios.trainer.progress import Progress
 from helios.trainer.report import Reporter
 from helios.trainer.saving import Saver, rng_restorer
 from helios.trainer.session import session
-from helios.trainer.store import (
-    find_last_checkpoint,
-    read_checkpoint,
-    restore_state,
-    stored_state,
-)
-from helios.trainer.store.files import make_folder
+from helios.trainer.signals import Interrupted, Signals
+from helios.trainer.store import Store, restore_state, stored_state
+from helios.trainer.store.fs import OsFs
+from helios.trainer.store.reading import last_valid
 
 if TYPE_CHECKING:
     from helios.trainer.trainer import Trainer
@@ -42,13 +39,15 @@ if TYPE_CHECKING:
 
 def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
     """Run a fit to its end, from the last checkpoint if there is one."""
+    signals = Signals(trainer.chkpt_root is not None)
     with session(trainer, model, datamodule), contextlib.ExitStack() as stack:
         hooks = Hooks(trainer.plugins, model)
-        folder = None
+        store = None
         if trainer.chkpt_root is not None:
-            folder = make_folder(trainer.chkpt_root / model.save_name, "chkpt_root")
+            folder = trainer.chkpt_root / model.save_name
+            store = stack.enter_context(Store(folder, trainer.retention))
         state = init_state(model, trainer.seed)
-        content, path = _last_content(folder)
+        content, path = (store and store.last_valid()) or (None, None)
         if content is not None:
             state = resume(trainer, model, state, content)
             datamodule.seed = state.seed
@@ -77,9 +76,9 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         )
         stack.callback(reporter.close)
         saver = None
-        if folder is not None:
+        if store is not None:
             saver = Saver(
-                folder,
+                store,
                 model,
                 plan,
                 trainer.plugins,
@@ -87,7 +86,11 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 lambda state: train.state_after(state.dataset_iter),
                 reporter.say,
                 environment_now,
+                in_background=trainer.async_saving,
+                tolerant=trainer.tolerate_failed_saves,
             )
+            if content is not None:
+                saver.hold(state)
         loop = Loop(
             plan,
             make_step(model, plan),
@@ -97,11 +100,18 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             mover(trainer.device),
             reporter,
             saver,
+            signals.poll,
         )
         trainer.loop = loop
+        stack.enter_context(signals)
         try:
             for _ in loop.run(state, None if content is None else rng_restorer(content)):
                 pass
+            if saver is not None:
+                saver.finish()
+        except Interrupted as reason:
+            loop.save_resumable()
+            reporter.announce(f"The run was {reason}, and its state is saved. Run again to go on.")
         except BaseException as failure:
             # Between two steps the state is whole: nothing of it is lost.
             try:
@@ -109,14 +119,14 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             except Exception as error:
                 failure.add_note(f"the state before it could not be saved: {error}")
             raise
+    signals.leave()
 
 
 def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
     """Run the test set through a model, with the weights of its last checkpoint."""
     with session(trainer, model, datamodule, fast_init=True), contextlib.ExitStack() as stack:
         hooks = Hooks(trainer.plugins, model)
-        folder = None if trainer.chkpt_root is None else trainer.chkpt_root / model.save_name
-        content, path = _last_content(folder)
+        content, path = _last_content(trainer, model)
         loggers = open_logs(trainer, model, content, stack)
         state = TrainingState(seed=trainer.seed)
         if content is not None:
@@ -284,9 +294,13 @@ def failure_logger(logger: logging.Logger | None) -> Callable[..., None]:
     return log
 
 
-def _last_content(folder: Path | None) -> tuple[dict[str, Any] | None, Path | None]:
-    path = find_last_checkpoint(folder)
-    return (None, None) if path is None else (read_checkpoint(path), path)
+def _last_content(trainer: Trainer, model: Model) -> tuple[dict[str, Any] | None, Path | None]:
+    """Return the newest whole checkpoint, without taking the lock: a fit may be writing more."""
+    if trainer.chkpt_root is None:
+        return None, None
+    folder = trainer.chkpt_root / model.save_name
+    found = last_valid(OsFs(), folder, model.save_name) if folder.is_dir() else None
+    return found or (None, None)
 
 
 def _warn_of_lost_promises(content: dict[str, Any], now: dict[str, Any]) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from helios.core.rng import python_rng_rewinder
 from helios.data import EpochSource
-from helios.errors import ResumeError
+from helios.errors import CheckpointError, ResumeError
 from helios.functional import rng
 from helios.functional.binding import Binding
 from helios.functional.schedule import (
@@ -46,6 +47,9 @@ from helios.trainer.evaluate import validate
 from helios.trainer.hooks import Hooks
 from helios.trainer.report import Reporter
 
+if TYPE_CHECKING:
+    from helios.trainer.saving import Saver
+
 _GO_ON = Outcome()
 _STOP = Outcome(stop=True)
 _WHY = {
@@ -67,11 +71,13 @@ class Loop:
         move: moves a batch to the device.
         reporter: where metrics go.
         save: writes a checkpoint of a state, None where none are kept.
+        poll: called where the run can be left: it raises to leave it.
 
     Attributes:
         model: the model that is trained.
         state: the state now.
         resumable: the last state that a run can go on from exactly, None while a step is under way.
+        batch: the micro-batch that is under way, None between two.
     """
 
     def __init__(
@@ -83,7 +89,8 @@ class Loop:
         valid: EpochSource | None,
         move: Callable[[Any], Any],
         reporter: Reporter,
-        save: Callable[[TrainingState], None] | None = None,
+        save: Saver | None = None,
+        poll: Callable[[], None] = lambda: None,
     ) -> None:
         self._plan = plan
         self._step = step
@@ -94,6 +101,7 @@ class Loop:
         self._move = move
         self._reporter = reporter
         self._save = save
+        self._poll = poll
         self._binding = None
         if any(True for _ in hooks.model.parameters()):
             self._binding = Binding(hooks.model)
@@ -103,6 +111,7 @@ class Loop:
         self._clock = 0.0
         self.state = TrainingState()
         self.resumable: TrainingState | None = None
+        self.batch: Batch | None = None
         self._rewind: Callable[[], None] | None = None
 
     def run(
@@ -128,6 +137,8 @@ class Loop:
             while True:
                 event = events.send(outcome)
                 yield event, self.state
+                if isinstance(event, (Batch, EpochStart, Validate)):
+                    self._poll()  # before a checkpoint there is nothing to gain by leaving
                 if isinstance(event, Batch):
                     outcome = self._on_batch(event)
                 elif isinstance(event, Peek):
@@ -171,7 +182,9 @@ class Loop:
 
     def _on_batch(self, event: Batch) -> Outcome:
         hooks = self._hooks
+        self.batch = event
         batch = self._ahead.popleft() if self._ahead else next(self._batches)
+        self._poll()
         batch = self._move(batch)
         # The loss and the hooks see these counters, in their arguments and as trainer.state.
         self.state = state = begin_batch(self.state, update=event.update)
@@ -199,6 +212,7 @@ class Loop:
         if event.update:
             self._reporter.advance(state)
         self.state = state
+        self.batch = None
         self._mark(state)
         return _STOP if hooks.stop_asked() else _GO_ON
 
@@ -209,7 +223,7 @@ class Loop:
         self.state = state
         self._remember()
         assert self._valid is not None
-        results = validate(state, self._hooks, self._valid, self._move)
+        results = validate(state, self._hooks, self._valid, self._move, self._poll)
         self._reporter.show(state, "valid", results)
         self.state = state = end_validation(state)
         model = self._hooks.model
@@ -246,12 +260,18 @@ class Loop:
 
         Python's and numpy's generators are put back to it: a hook may have drawn from them since.
         """
-        if self._save is None or self.resumable is None:
+        save, state = self._save, self.resumable
+        if save is None:
             return
-        if self._rewind is not None:
-            self._rewind()
-        self._hold(self.resumable)
-        self._save(self.resumable)
+        held = False
+        with contextlib.suppress(CheckpointError):  # an earlier save failed: this one may not
+            held = state is not None and save.holds(state)
+        if state is not None and not held:
+            if self._rewind is not None:
+                self._rewind()
+            self._hold(state)
+            save(state)
+        save.finish()
 
     def _mark(self, state: TrainingState) -> None:
         """Note a state that a run can go on from."""

@@ -24,7 +24,8 @@ from helios.trainer.report import Reporter
 from helios.trainer.saving import rng_restorer
 from helios.trainer.session import session
 from helios.trainer.store import read_checkpoint, stored_state
-from helios.trainer.store.names import parse_counters
+from helios.trainer.store.fs import OsFs
+from helios.trainer.store.reading import committed
 from helios.trainer.trainer import Trainer
 
 
@@ -108,12 +109,11 @@ def recorded_digests(folder: str | Path) -> dict[int, str]:
     """
     folder = Path(folder)
     digests = {}
-    for path in sorted(folder.glob("*.pth")):
-        if parse_counters(path.stem, folder.name) is not None:
-            content = read_checkpoint(path)
-            state = stored_state(content)
-            if _is_settled(msgspec.convert(content["plan"], Plan), state):
-                digests[state.current_iteration] = digest(state)
+    for entry in reversed(committed(OsFs(), folder, folder.name)):
+        content = read_checkpoint(folder / f"{entry.stem}.pth")
+        state = stored_state(content)
+        if _is_settled(msgspec.convert(content["plan"], Plan), state):
+            digests[state.current_iteration] = digest(state)
     return digests
 
 

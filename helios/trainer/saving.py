@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
 
 from helios.core.rng import python_rng_state, restore_python_rng
-from helios.functional.schedule import Plan
-from helios.functional.state import TrainingState
+from helios.errors import CheckpointError
+from helios.functional.schedule import Plan, is_due
+from helios.functional.state import Carry, TrainingState
 from helios.model.model import Model
+from helios.model.monitor import Monitor
 from helios.plugins import Plugin
-from helios.trainer.store import checkpoint_name, state_content, write_atomically
+from helios.trainer.store import Store, checkpoint_name, state_content
+from helios.trainer.store.background import Background
+from helios.trainer.store.manifest import SCHEMA, Manifest
+from helios.trainer.store.snapshot import Snapshot, compact
 from helios.version import __version__
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Tensor, torch.nn.Parameter)
@@ -24,19 +31,21 @@ class Saver:
     """Writes checkpoints of one fit.
 
     Args:
-        folder: where they go.
+        store: where they go.
         model: whose they are.
         plan: the calendar of the fit.
         plugins: their states are saved too.
         log_names: the names of the log file and of the TensorBoard folder, to go on with.
         data_state: returns what an iterable dataset needs to be resumed, None if nothing.
-        say: is told about every checkpoint.
+        say: is told about every checkpoint once it is on the disk.
         fingerprint: the environment; see `helios.trainer.fingerprint`.
+        in_background: whether training goes on while a copy is written, one at a time.
+        tolerant: whether a save that fails is a warning, as long as a later one succeeds.
     """
 
     def __init__(
         self,
-        folder: Path,
+        store: Store,
         model: Model,
         plan: Plan,
         plugins: Mapping[str, Plugin],
@@ -44,8 +53,11 @@ class Saver:
         data_state: Callable[[TrainingState], Any],
         say: Callable[[str], None],
         fingerprint: Mapping[str, Any],
+        *,
+        in_background: bool = False,
+        tolerant: bool = False,
     ) -> None:
-        self._folder = folder
+        self._store = store
         self._model = model
         self._plan = plan
         self._plugins = plugins
@@ -53,19 +65,82 @@ class Saver:
         self._data_state = data_state
         self._say = say
         self._fingerprint = dict(fingerprint)
+        self._background = Background() if in_background else None
+        self._snapshot = Snapshot()
+        self._tolerant = tolerant
+        self._held: TrainingState | None = None
+        self._failure: CheckpointError | None = None
 
     def __call__(self, state: TrainingState) -> None:
-        """Write a checkpoint of ``state``.
+        """Write a checkpoint of ``state``, or begin to.
+
+        The state may be donated to the next step as soon as this returns.
 
         Raises:
-            CheckpointError: if it cannot be written.
+            CheckpointError: if it cannot be written, or the one before it could not be.
         """
+        self._settle()
+        name, content, score = self._collect(state)
+        self._held = state
+        if self._background is None:
+            with self._failures():
+                self._done(self._write(name, content, score))
+        else:
+            copy = self._snapshot.take(content)
+            self._background.start(lambda: self._write(name, copy, score))
+
+    def hold(self, state: TrainingState) -> None:
+        """Note that a state is on the disk already: the run went on from it."""
+        self._held = state
+
+    def holds(self, state: TrainingState) -> bool:
+        """Tell whether a state is on the disk; waits for the save under way."""
+        self._settle()
+        return self._held is state
+
+    def finish(self) -> None:
+        """Wait until everything is on the disk.
+
+        Raises:
+            CheckpointError: if the last save failed.
+        """
+        self._settle()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _settle(self) -> None:
+        """Wait for the save under way."""
+        if self._background is not None:
+            with self._failures():
+                self._done(self._background.finish())
+
+    def _done(self, message: str | None) -> None:
+        if message is not None:
+            self._failure = None
+            self._say(message)
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Note a save that fails inside; pass it over for now if that was asked for."""
+        try:
+            yield
+        except CheckpointError as error:
+            self._held = None
+            if not self._tolerant:
+                raise
+            self._failure = error
+            warnings.warn(f"a save failed, and the run goes on: {error}", stacklevel=4)
+
+    def _collect(self, state: TrainingState) -> tuple[str, dict[str, Any], _Score]:
+        """Return the name of a checkpoint, its content, and the score of its state."""
         model = self._model
         place = (state.global_epoch, state.current_iteration)
         inside = state.global_iteration if state.window_iter else None
-        stem = checkpoint_name(model.save_name, *place, micro_batch=inside).removesuffix(".pth")
-        metadata = model.append_metadata_to_chkpt_name(stem)
-        name = checkpoint_name(model.save_name, *place, metadata, inside)
+        due = inside is None and is_due(self._plan, state)
+        stem = checkpoint_name(model.save_name, *place, micro_batch=inside, due=due)
+        metadata = model.append_metadata_to_chkpt_name(stem.removesuffix(".pth"))
+        name = checkpoint_name(model.save_name, *place, metadata, inside, due=due)
         content = {
             "version": __version__,
             **state_content(state),
@@ -78,8 +153,59 @@ class Saver:
             "fingerprint": self._fingerprint,
         }
         check_plain(content)
-        write_atomically(self._folder / name, lambda file: torch.save(content, file))
-        self._say(f"saved {name}")
+        return name, compact(content), _score(model, state)
+
+    def _write(self, name: str, content: dict[str, Any], score: _Score) -> str:
+        saved = content["training_state"]
+        carry = content["carry"]
+        ordinary = isinstance(carry, dict) and carry.get("__struct__") == Carry.__name__
+        params = carry["params"] if ordinary else content["model"]
+
+        def describe(file: str, size: int, sha256: str, sequence: int) -> Manifest:
+            return Manifest(
+                schema=SCHEMA,
+                version=__version__,
+                file=file,
+                size=size,
+                sha256=sha256,
+                sequence=sequence,
+                counters={n: v for n, v in saved.items() if n not in ("seed", "window_iter")},
+                window_iter=saved["window_iter"],
+                seed=saved["seed"],
+                plan=self._plan,
+                fingerprint=self._fingerprint,
+                metric=score.metric,
+                mode=score.mode,
+                score=score.value,
+                finite=_all_finite(params),
+                skipped=carry.get("skipped", 0) if ordinary else 0,
+            )
+
+        manifest = self._store.save(name, lambda file: torch.save(content, file), describe)
+        return f"saved {manifest.file}"
+
+
+class _Score(NamedTuple):
+    metric: str | None = None
+    mode: str | None = None
+    value: float | None = None
+
+
+def _score(model: Model, state: TrainingState) -> _Score:
+    """Return the score of the validation at this very state, if there was one."""
+    if state.validation_cycles == 0 or state.running_iter > 0 or not model.valid_metrics:
+        return _Score()
+    monitor = Monitor("loss") if model.monitor is None else model.monitor
+    value = model.valid_metrics.get(monitor.metric, math.nan)
+    return _Score(monitor.metric, monitor.mode, float(value) if math.isfinite(value) else None)
+
+
+def _all_finite(params: Mapping[str, Any]) -> bool:
+    return all(
+        bool(torch.isfinite(tensor).all())
+        for tensor in params.values()
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+    )
 
 
 def check_plain(value: Any, path: str = "checkpoint") -> None:

@@ -20,6 +20,7 @@ from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer import arguments as check
 from helios.trainer import fit as running
+from helios.trainer.store import Retention
 
 if TYPE_CHECKING:
     from helios.trainer.loop import Loop
@@ -66,6 +67,11 @@ class Trainer:
             :py:func:`~helios.core.utils.update_all_registries` for details.
         print_banner: if true, the Helios banner with system info will be printed. Defaults to true.
         plugins: (optional) plugins, in the order in which they are called.
+        retention: (optional) which checkpoints to keep; all by default.
+        async_saving: whether training goes on while a checkpoint is written. It costs one copy of
+            the state in host memory, and the time to make that copy. Defaults to false.
+        tolerate_failed_saves: whether a checkpoint that cannot be written is a warning, as long as
+            the last one can. Defaults to false: the run stops.
 
     Raises:
         TypeError: if an argument is of the wrong type; a bool is not an int here.
@@ -103,6 +109,9 @@ class Trainer:
         print_banner: bool = True,
         *,
         plugins: Sequence[Plugin] = (),
+        retention: Retention | None = None,
+        async_saving: bool = False,
+        tolerate_failed_saves: bool = False,
     ) -> None:
         self.run_name = check_run_name(run_name)
         if run_name:
@@ -140,6 +149,11 @@ class Trainer:
             run_path=self.run_path,
             enable_file_logging=enable_file_logging,
             log_path=self.log_path,
+        )
+        self.retention = check.check_retention(retention, self.chkpt_root)
+        self.async_saving = check.check_bool("async_saving", async_saving)
+        self.tolerate_failed_saves = check.check_bool(
+            "tolerate_failed_saves", tolerate_failed_saves
         )
         self.loop: Loop | None = None
         self._model: Model | None = None

@@ -6,13 +6,10 @@ so that they are in the file once. Structs become dicts with their name under ``
 
 from __future__ import annotations
 
-import errno
-import pickle
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
-import torch
 from msgspec.structs import replace
 
 from helios.errors import (
@@ -25,9 +22,7 @@ from helios.errors import (
 from helios.functional.serial import STRUCTS, mismatches, placed_like
 from helios.functional.state import COUNTERS, Carry, TrainingState, take_carry
 from helios.functional.tree import place
-
-SCHEMA = 1
-"""The version of the checkpoint format; a file with a higher one is refused."""
+from helios.trainer.store.manifest import SCHEMA
 
 PARTS = ("training_state", "carry", "model", "plan", "rng", "log", "plugins", "data", "fingerprint")
 """What every checkpoint has, beside the versions."""
@@ -54,30 +49,18 @@ def state_content(state: TrainingState) -> dict[str, Any]:
     }
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's content onto the CPU, running no code from it.
+def check_parts(content: Any, path: Path) -> None:
+    """Raise if what was loaded is not the content of a checkpoint.
 
     Raises:
-        CheckpointError: if there is no such file, or it holds something else.
-        CorruptCheckpointError: if it was cut short or changed.
+        CheckpointError: if it is something else.
+        CorruptCheckpointError: if it lacks a part.
         CheckpointVersionError: if a newer helios wrote it.
     """
-    try:
-        with path.open("rb") as file:
-            content = _load(file)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint at {str(path)!r}") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except _Unreadable as error:
-        raise CorruptCheckpointError(
-            f"{str(path)!r} cannot be read as a checkpoint: {error}. It was cut short, changed, or "
-            "written by something else. Move it away to go on from the checkpoint before it."
-        ) from error.__cause__
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise CheckpointError(
             f"{str(path)!r} is not a checkpoint of helios: it has no schema version. To train from "
-            "its weights, load them in setup() with torch.load and load_state_dict."
+            "its weights, load them in setup() with helios.load_pretrained()."
         )
     if content["schema"] > SCHEMA:
         raise CheckpointVersionError(
@@ -90,24 +73,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{str(path)!r} is not a whole checkpoint: it lacks {', '.join(missing)}. Move it away "
             "to go on from the checkpoint before it."
         )
-    return content
-
-
-class _Unreadable(Exception):  # noqa: N818 - it never leaves this module
-    """The bytes of a file are not those of ``torch.save``."""
-
-
-def _load(file: IO[bytes]) -> Any:
-    """Load a file, telling bytes that make no sense from a disk that fails."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        raise _Unreadable("it points to places outside of itself") from error  # a wrong offset
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError) as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _Unreadable(first_line) from error
 
 
 def restore_state(content: dict[str, Any], like: TrainingState) -> TrainingState:

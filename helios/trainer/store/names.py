@@ -9,10 +9,18 @@ _COUNTERS = re.compile(r"epoch_(\d+)_iter_(\d+)(?:_micro_(\d+))?(?=_|\W|$)")
 _EPOCH = re.compile(r"(?:^|[_\W])epoch_(\d+)")
 _ITER = re.compile(r"(?:^|[_\W])iter_(\d+)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
+_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
+_LONGEST = 200  # characters of a stem: 255 bytes are a name, and ours get a few more
 
 
 def checkpoint_name(
-    save_name: str, epoch: int, iteration: int, metadata: str = "", micro_batch: int | None = None
+    save_name: str,
+    epoch: int,
+    iteration: int,
+    metadata: str = "",
+    micro_batch: int | None = None,
+    *,
+    due: bool = False,
 ) -> str:
     """Return the file name of a checkpoint.
 
@@ -25,6 +33,8 @@ def checkpoint_name(
             belong into a file name become ``-``.
         micro_batch: the global iteration of a run that stopped inside of an accumulation window,
             so that it does not take the name of the update before it; None between windows.
+        due: whether the run stopped before a validation or the end of the epoch that is due at
+            this update; the checkpoint after them has the plain name.
 
     Example:
         >>> checkpoint_name("digits", 3, 171, "accuracy_0.9")
@@ -33,8 +43,20 @@ def checkpoint_name(
     stem = f"{save_name}_epoch_{epoch}_iter_{iteration}"
     if micro_batch is not None:
         stem += f"_micro_{micro_batch}"
-    extra = _UNSAFE.sub("-", metadata.removeprefix(stem)).strip("_")
+    if due:
+        stem += "_due"
+    extra = _UNSAFE.sub("-", metadata.removeprefix(stem)).strip("_")[: _LONGEST - len(stem) - 1]
     return f"{stem}_{extra}.pth" if extra else f"{stem}.pth"
+
+
+def is_stem(name: str, save_name: str) -> bool:
+    """Tell whether a name without its extension is one that the store gives a checkpoint.
+
+    Example:
+        >>> is_stem("m_epoch_1_iter_2", "m"), is_stem("../m_epoch_1_iter_2", "m")
+        (True, False)
+    """
+    return _STEM.fullmatch(name) is not None and parse_counters(name, save_name) is not None
 
 
 def find_last_checkpoint(root: Path | None) -> Path | None:
@@ -44,6 +66,10 @@ def find_last_checkpoint(root: Path | None) -> Path | None:
     name, in which case it will return the path to the checkpoint with the highest epoch and/or
     iteration count, compared as numbers. The name of the folder, which is that of the model, may
     hold such words too, and so may metadata.
+
+    Checkpoints with a manifest beside them come before those without: helios never committed those,
+    or somebody moved them. Nothing is read; `helios.Trainer` itself looks for the last one that is
+    also whole.
 
     Args:
         root: the path where the checkpoints are stored.
@@ -59,7 +85,8 @@ def find_last_checkpoint(root: Path | None) -> Path | None:
         if path.suffix == ".pth" and not path.name.startswith(".") and path.is_file():
             counters = parse_counters(path.stem, root.name)
             if counters is not None:
-                found.append((counters, path.stat().st_mtime_ns, path.name, path))
+                committed = path.with_suffix(".json").is_file()
+                found.append((committed, counters, path.stat().st_mtime_ns, path.name, path))
     return max(found)[-1] if found else None
 
 

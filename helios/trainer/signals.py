@@ -1,0 +1,108 @@
+"""Being asked to stop: a signal sets a flag, and the loop looks at it where the state is whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+
+class Interrupted(BaseException):
+    """The run is to be left here; raised by `Signals.poll` alone.
+
+    Args:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class Signals:
+    """While it is entered, SIGINT and SIGTERM ask a run to stop, and SIGUSR1 does under SLURM.
+
+    The first signal is noted, and nothing else: the run goes on to the next place where its state
+    is whole. A second SIGINT ends the process at once, as the system does it, wherever it is; in an
+    interactive session it raises ``KeyboardInterrupt`` instead, and the session lives on.
+
+    Handlers are set in the main thread alone; elsewhere this does nothing. Those of before are put
+    back at the end. If one of them was the user's own, `leave` calls it.
+
+    Args:
+        active: whether to do anything: without checkpoints, stopping at once loses nothing.
+    """
+
+    def __init__(self, active: bool = True) -> None:
+        self._active = active and threading.current_thread() is threading.main_thread()
+        self._before: dict[int, _Handler] = {}
+        self._received: int | None = None
+
+    def __enter__(self) -> Signals:
+        if self._active:
+            for number in _numbers():
+                # None was not set from Python, and cannot be put back from Python; a process that
+                # was started to ignore a signal, as by nohup, goes on to ignore it.
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def received(self) -> int | None:
+        """The first signal that came, None as long as none has."""
+        return self._received
+
+    def poll(self) -> None:
+        """Leave the run if it was asked to stop.
+
+        Raises:
+            Interrupted: if a signal has come.
+        """
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    def leave(self) -> None:
+        """End the process as its signal does by convention, once everything is saved.
+
+        Raises:
+            KeyboardInterrupt: for SIGINT.
+            SystemExit: for the others, with the status 128 + number.
+        """
+        number = self._received
+        if number is None:
+            return
+        handler = self._before.get(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            handler(number, None)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._received is None:
+            self._received = number
+        if number == signal.SIGINT:
+            signal.signal(number, _at_once())
+
+
+def _numbers() -> list[int]:
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # SLURM announces the end of a job's time by a signal of the job's choice, SIGUSR1 by custom.
+    if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):
+        numbers.append(signal.SIGUSR1)
+    return [int(number) for number in numbers]
+
+
+def _at_once() -> _Handler:
+    interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
+    return signal.default_int_handler if interactive else signal.SIG_DFL

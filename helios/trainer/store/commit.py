@@ -1,0 +1,241 @@
+"""Putting checkpoints into a folder and taking them out: each is there whole or not at all.
+
+A checkpoint is two files: ``<stem>.pth``, and ``<stem>.json``, its manifest. It counts from the
+moment at which the manifest has its name, and no longer than that:
+
+    commit                                   remove
+    1  write .<stem>.pth.tmp, sync it        1  rename <stem>.json to .<stem>.json
+    2  write .<stem>.json, sync it           2  remove <stem>.pth
+    3  sync the folder                       3  sync the folder
+    4  rename .<stem>.pth.tmp to <stem>.pth  4  remove .<stem>.json
+    5  rename .<stem>.json to <stem>.json
+    6  sync the folder
+
+Wherever this is cut off, what `recover` finds says what to do: a hidden manifest means that the
+file of its name is ours and does not count. No name is ever used twice, so that nothing which was
+committed is opened again to write.
+
+Law:
+    ``tests/trainer/store/test_crash_at_every_operation.py`` and ``test_power_loss.py``: after a
+    crash at any operation, with any loss of what was not synced, the newest checkpoint is the last
+    one acknowledged or the one in flight, bit for bit, and recovery leaves nothing half behind.
+    Without any one of the syncs, this fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from helios.errors import CheckpointError
+from helios.trainer.store.fs import Fs, write_all, write_file
+from helios.trainer.store.manifest import LIMIT, Manifest, decode, encode
+from helios.trainer.store.names import is_stem
+
+
+class DigestingFile:
+    """A file to write into that knows the size and the digest of what was written."""
+
+    def __init__(self, fs: Fs, descriptor: int) -> None:
+        self._fs = fs
+        self._descriptor = descriptor
+        self._sha256 = hashlib.sha256()
+        self.size = 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``."""
+        view = memoryview(data).cast("B")
+        try:
+            write_all(self._fs, self._descriptor, view)
+        except OSError as error:
+            self.error = error  # torch.save shows an error of its own in its place
+            raise
+        self._sha256.update(view)
+        self.size += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Do nothing: there is no buffer."""
+
+    def hexdigest(self) -> str:
+        """Return the digest so far."""
+        return self._sha256.hexdigest()
+
+
+def commit(
+    fs: Fs,
+    folder: Path,
+    stem: str,
+    write: Callable[[Any], None],
+    describe: Callable[[str, int, str], Manifest],
+) -> Manifest:
+    """Write a checkpoint and its manifest; see the module.
+
+    Args:
+        fs: the disk.
+        folder: where to.
+        stem: the name that the checkpoint is to have; if it is taken, a number follows it.
+        write: writes the content into a file.
+        describe: ``(file name, size, sha256) -> manifest``.
+
+    Returns:
+        The manifest, once the checkpoint is on the disk.
+
+    Raises:
+        CheckpointError: if it cannot be written; ``__cause__`` is the system's error. Nothing is
+            left behind, and what was committed before is as it was.
+    """
+    stem = _free(stem, set(fs.listdir(folder)))
+    file, manifest_file = folder / f"{stem}.pth", folder / f"{stem}.json"
+    temporary, hidden = folder / f".{stem}.pth.tmp", folder / f".{stem}.json"
+    named = False
+    try:
+        size, digest = _write(fs, temporary, write)
+        manifest = describe(file.name, size, digest)
+        write_file(fs, hidden, encode(manifest))
+        fs.fsync_dir(folder)
+        named = True  # or about to be: a rename that fails may have happened
+        fs.replace(temporary, file)
+        fs.replace(hidden, manifest_file)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            fs.unlink(temporary)
+        if named:
+            with contextlib.suppress(OSError):
+                fs.unlink(manifest_file)
+            with contextlib.suppress(OSError):
+                _finish_removal(fs, folder, stem)
+        else:
+            with contextlib.suppress(OSError):
+                fs.unlink(hidden)
+        if isinstance(error, OSError):
+            raise unwritable(file, error) from error
+        raise
+    try:
+        fs.fsync_dir(folder)
+    except OSError as error:
+        # It has its name, but is not known to be on the disk; it is whole, and stays.
+        raise unwritable(file, error) from error
+    return manifest
+
+
+def remove(fs: Fs, folder: Path, stem: str) -> None:
+    """Remove a committed checkpoint; see the module.
+
+    Raises:
+        OSError: if the system does; `recover` finishes what was begun.
+    """
+    fs.replace(folder / f"{stem}.json", folder / f".{stem}.json")
+    _finish_removal(fs, folder, stem)
+
+
+def recover(fs: Fs, folder: Path, save_name: str) -> list[str]:
+    """Finish or undo what a process that ended in the middle of it has left.
+
+    Call it with the lock of the folder held. Files of other names are not touched.
+
+    Args:
+        fs: the disk.
+        folder: the folder of a run's checkpoints.
+        save_name: the model's name.
+
+    Returns:
+        The hidden names that were removed, and manifests without a file.
+    """
+    names = set(fs.listdir(folder))
+    removed = []
+    for name in sorted(names):
+        stem = name.removeprefix(".").removesuffix(".pth.tmp").removesuffix(".json")
+        if not is_stem(stem, save_name):
+            continue
+        if name == f".{stem}.pth.tmp":
+            fs.unlink(folder / name)
+            removed.append(name)
+        elif name == f".{stem}.json":
+            if f"{stem}.json" not in names and _is_whole(fs, folder, stem, hidden=True):
+                _finish_removal(fs, folder, stem)
+            else:  # it was cut off before the file could have its name
+                fs.unlink(folder / name)
+            removed.append(name)
+        elif name == f"{stem}.json" and f"{stem}.pth" not in names and _is_whole(fs, folder, stem):
+            fs.unlink(folder / name)
+            removed.append(name)
+    return removed
+
+
+def _is_whole(fs: Fs, folder: Path, stem: str, *, hidden: bool = False) -> bool:
+    """Tell whether a manifest is one of ours."""
+    try:
+        load_manifest(fs, folder, stem, hidden=hidden)
+    except CheckpointError:
+        return False
+    return True
+
+
+def load_manifest(fs: Fs, folder: Path, stem: str, *, hidden: bool = False) -> Manifest:
+    """Return a manifest.
+
+    Raises:
+        OSError: if it cannot be read.
+        CorruptCheckpointError: if it is not one.
+        CheckpointVersionError: if a newer helios wrote it.
+    """
+    with fs.open(folder / f"{'.' if hidden else ''}{stem}.json") as file:
+        data = read_all(file, LIMIT + 1)
+    return decode(data, f"{stem}.pth")
+
+
+def read_all(file: IO[bytes], limit: int) -> bytes:
+    """Read up to ``limit`` bytes."""
+    parts = []
+    while limit > 0 and (part := file.read(limit)):
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)
+
+
+def unwritable(path: Path, error: OSError) -> CheckpointError:
+    """Return the error for a file that cannot be written."""
+    return CheckpointError(
+        f"cannot write {str(path)!r}: {error.strerror or error}. What was saved before is as it "
+        "was; make room or check the permissions, and run again."
+    )
+
+
+def _write(fs: Fs, path: Path, write: Callable[[Any], None]) -> tuple[int, str]:
+    with contextlib.suppress(FileNotFoundError):  # of a save that failed before
+        fs.unlink(path)
+    descriptor = fs.create(path)
+    try:
+        file = DigestingFile(fs, descriptor)
+        try:
+            write(file)
+        except BaseException as error:
+            if file.error is not None and error is not file.error:
+                raise file.error from error
+            raise
+        fs.fsync(descriptor)
+    finally:
+        fs.close(descriptor)
+    return file.size, file.hexdigest()
+
+
+def _finish_removal(fs: Fs, folder: Path, stem: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        fs.unlink(folder / f"{stem}.pth")
+    # Were the hidden manifest gone from the disk before the file, nobody could tell whose it is.
+    fs.fsync_dir(folder)
+    fs.unlink(folder / f".{stem}.json")
+
+
+def _free(stem: str, names: set[str]) -> str:
+    """Return a name that nothing has: a checkpoint that did not hold its digest may stand there."""
+    number, free = 1, stem
+    while {f"{free}.pth", f"{free}.json", f".{free}.json"} & names:
+        number += 1
+        free = f"{stem}_{number}"
+    return free

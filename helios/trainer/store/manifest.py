@@ -1,0 +1,152 @@
+"""The manifest of a checkpoint: a small JSON file that is written last, and makes it count.
+
+It holds what can be known about a checkpoint without opening it, and the digest by which its bytes
+are recognised. Its own last field is a digest of everything before it, so that a changed manifest
+is recognised as well, before a byte of it is parsed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from helios.errors import CheckpointVersionError, CorruptCheckpointError
+from helios.functional.plan import Plan
+from helios.functional.state import COUNTERS
+
+SCHEMA = 2
+"""The version of the format of checkpoints and manifests; higher ones are refused."""
+
+LIMIT = 1 << 20
+"""Bytes that a manifest may have; one has some two thousand."""
+
+_TAIL = b',"check":"%s"}\n'
+_TAIL_SIZE = len(_TAIL % (b"0" * 64))
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of a committed checkpoint.
+
+    Args:
+        schema: the version of the format.
+        version: the version of helios that wrote it.
+        file: the name of the checkpoint beside the manifest.
+        size: its bytes.
+        sha256: the digest of its bytes, as 64 hexadecimal digits.
+        sequence: the number of the commit in its folder, from 1: which checkpoint came after which.
+        counters: the eight counters of the state; ``average_iter_time`` is wall clock.
+        window_iter: micro-batches in the open accumulation window.
+        seed: the seed of the run.
+        plan: the calendar of the run.
+        fingerprint: what the bits of the run depend on beside the state.
+        metric: the validation metric that counts as progress, None without a validation.
+        mode: ``"min"`` or ``"max"``: where that metric is good.
+        score: its value at this very state; None if it was not validated, or was not finite.
+        finite: whether every parameter is finite.
+        skipped: updates left out so far because they were not finite.
+    """
+
+    schema: int
+    version: str
+    file: str
+    size: int
+    sha256: str
+    sequence: int
+    counters: dict[str, int | float]
+    window_iter: int
+    seed: int
+    plan: Plan
+    fingerprint: dict[str, str | int | bool]
+    metric: str | None = None
+    mode: str | None = None
+    score: float | None = None
+    finite: bool = True
+    skipped: int = 0
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its extension."""
+        return self.file.removesuffix(".pth")
+
+    @property
+    def position(self) -> tuple[int, int, int, int]:
+        """Epoch, update, micro-batch and commit: the order of the checkpoints of a run."""
+        epoch, update, micro = (
+            int(self.counters[name])
+            for name in ("global_epoch", "current_iteration", "global_iteration")
+        )
+        return epoch, update, micro, self.sequence
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the bytes of a manifest: one JSON object in one line.
+
+    Law:
+        ``decode(encode(m)) == m``, and any other bytes raise
+        (``tests/trainer/store/test_manifest.py``).
+    """
+    body = msgspec.json.encode(manifest)[:-1]
+    return body + _TAIL % hashlib.sha256(body).hexdigest().encode()
+
+
+def decode(data: bytes, name: str) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        data: its bytes.
+        name: the name of the checkpoint that it should be of, for the check and for errors.
+
+    Raises:
+        CorruptCheckpointError: if the bytes are not what `encode` returned for that checkpoint.
+        CheckpointVersionError: if a newer helios wrote it.
+    """
+    body, tail = data[:-_TAIL_SIZE], data[-_TAIL_SIZE:]
+    if tail != _TAIL % hashlib.sha256(body).hexdigest().encode():
+        raise _corrupt(name, f"its {len(data)} bytes are not what was written")
+    try:
+        head = msgspec.json.decode(body + b"}", type=_Head)
+        if head.schema > SCHEMA:
+            raise CheckpointVersionError(
+                f"{name!r} has schema {head.schema}, and this helios reads up to {SCHEMA}; helios "
+                f"{head.version} wrote it. Update helios."
+            )
+        manifest = msgspec.json.decode(body + b"}", type=Manifest)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        raise _corrupt(name, str(error)) from error
+    # JSON decoders accept a key twice, spaces, and much else that was never written.
+    if encode(manifest) != data:
+        raise _corrupt(name, "it is not in the form in which helios writes it")
+    problem = _problem(manifest, name)
+    if problem is not None:
+        raise _corrupt(name, problem)
+    return manifest
+
+
+class _Head(msgspec.Struct):
+    schema: int
+    version: str = "?"
+
+
+def _problem(manifest: Manifest, name: str) -> str | None:
+    if manifest.file != name:
+        return f"it is the manifest of {manifest.file!r}"
+    if manifest.counters.keys() != set(COUNTERS):
+        return f"its counters are {sorted(manifest.counters)}"
+    if any(
+        value < 0 or not isinstance(value, int)
+        for counter, value in manifest.counters.items()
+        if counter != "average_iter_time"
+    ):
+        return f"its counters are {manifest.counters}"
+    if min(manifest.size, manifest.sequence, manifest.window_iter, manifest.skipped) < 0:
+        return "a number of it is negative"
+    return None
+
+
+def _corrupt(name: str, reason: Any) -> CorruptCheckpointError:
+    return CorruptCheckpointError(
+        f"the manifest of {name!r} cannot be read: {reason}. It was cut short, changed, or written "
+        "by something else."
+    )
