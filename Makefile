@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SETTINGS := pyproject.toml constraints.txt
 
-.PHONY: test lint types tests nightly demo clean
+.PHONY: test lint types tests nightly torture demo clean
 
 test: lint types tests ## everything that CI runs
 
@@ -19,6 +19,9 @@ tests: .venv/dev
 
 nightly: .venv/dev ## the laws with 10,000 examples each
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 property_tests
+
+torture: .venv/dev ## an hour of SIGKILLs, failing disks and hostile files; needs Linux
+	$(BIN)/python -m tests.torture --minutes $(or $(MINUTES),60) --report torture.md
 
 demo: .venv/demo ## trains a classifier of handwritten digits
 	$(BIN)/python -m helios.examples.digits
