@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SETTINGS := pyproject.toml constraints.txt
 
-.PHONY: test lint types tests nightly demo clean
+.PHONY: test lint types tests nightly torture demo clean
 
 test: lint types tests ## everything that CI runs
 

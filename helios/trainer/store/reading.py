@@ -234,8 +234,9 @@ def _load(file: IO[bytes]) -> Any:
 
 def _check_agreement(content: dict[str, Any], manifest: Manifest, path: Path) -> None:
     """Check that manifest and content speak of the same state."""
-    saved = content["training_state"]
-    expected = {**manifest.counters, "seed": manifest.seed, "window_iter": manifest.window_iter}
+    numbers = {**manifest.counters, "seed": manifest.seed, "window_iter": manifest.window_iter}
+    expected = {**numbers, "plan": msgspec.to_builtins(manifest.plan)}
+    saved = {**content["training_state"], "plan": content["plan"]}
     if saved != expected:
         wrong = sorted(k for k in {*saved, *expected} if saved.get(k) != expected.get(k))
         raise CorruptCheckpointError(
