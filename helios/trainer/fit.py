@@ -86,6 +86,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 lambda state: train.state_after(state.dataset_iter),
                 reporter.say,
                 environment_now,
+                loggers.flush,
                 in_background=trainer.async_saving,
                 tolerant=trainer.tolerate_failed_saves,
             )

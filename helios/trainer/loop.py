@@ -245,9 +245,9 @@ class Loop:
         return self._after()
 
     def _on_checkpoint(self) -> Outcome:
+        self._mark(self.state)
         if self._save is not None:
             self._save(self.state)
-        self._mark(self.state)
         return self._after()
 
     def _after(self, *, improved: bool = True) -> Outcome:

@@ -39,6 +39,7 @@ class Saver:
         data_state: returns what an iterable dataset needs to be resumed, None if nothing.
         say: is told about every checkpoint once it is on the disk.
         fingerprint: the environment; see `helios.trainer.fingerprint`.
+        flush: writes out the logs: what they say of the state is to be on the disk before it.
         in_background: whether training goes on while a copy is written, one at a time.
         tolerant: whether a save that fails is a warning, as long as a later one succeeds.
     """
@@ -53,6 +54,7 @@ class Saver:
         data_state: Callable[[TrainingState], Any],
         say: Callable[[str], None],
         fingerprint: Mapping[str, Any],
+        flush: Callable[[], None] = lambda: None,
         *,
         in_background: bool = False,
         tolerant: bool = False,
@@ -65,6 +67,7 @@ class Saver:
         self._data_state = data_state
         self._say = say
         self._fingerprint = dict(fingerprint)
+        self._flush = flush
         self._background = Background() if in_background else None
         self._snapshot = Snapshot()
         self._tolerant = tolerant
@@ -181,6 +184,8 @@ class Saver:
                 skipped=carry.get("skipped", 0) if ordinary else 0,
             )
 
+        with contextlib.suppress(OSError):  # a log that cannot be written is no reason to lose more
+            self._flush()
         manifest = self._store.save(name, lambda file: torch.save(content, file), describe)
         return f"saved {manifest.file}"
 

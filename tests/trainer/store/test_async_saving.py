@@ -45,14 +45,15 @@ def gate(monkeypatch):
 
 
 class Opens(zoo.Noisy):
-    """Opens the gate once ten donated steps have been run while a save waits at it."""
+    """Opens the gate once ten donated steps have been run while the first save waits at it."""
 
-    def __init__(self, gate):
+    def __init__(self, gate, saved_at):
         super().__init__()
-        self.gate, self.in_flight = gate, 0
+        self.gate, self.saved_at, self.in_flight = gate, saved_at, 0
 
     def on_training_batch_end(self, state, should_log=False):
-        if self.gate.waiting.is_set() and not self.gate.opened.is_set():
+        if state.global_iteration > self.saved_at and not self.gate.opened.is_set():
+            assert self.gate.waiting.wait(60)
             self.in_flight += 1
             if self.in_flight == 10:
                 self.gate.opened.set()
@@ -67,7 +68,7 @@ def test_ten_donated_steps_meanwhile_change_no_bit_of_it(tmp_path, gate, every, 
     run(tmp_path / "sync", zoo.Noisy(), data, **arguments)
     gate.opened.clear()
     gate.waiting.clear()
-    model = Opens(gate)
+    model = Opens(gate, every * window)
     run(tmp_path / "async", model, data, async_saving=True, **arguments)
     assert model.in_flight == 10
     assert names(tmp_path / "async") == names(tmp_path / "sync")
@@ -182,7 +183,7 @@ def test_a_plugin_s_tensor_that_changes_later_is_saved_as_it_was(tmp_path, gate)
         def state_dict(self):
             return {"count": self.count}
 
-    model = Opens(gate)
+    model = Opens(gate, 12)
     arguments = {"steps": 24, "chkpt_frequency": 12, "async_saving": True}
     run(tmp_path, model, Batches(zoo.classes(30)), plugins=[Counter()], **arguments)
     saved = content(tmp_path / "noisy" / "noisy_epoch_1_iter_12.pth")["plugins"]["counter"]["count"]
