@@ -22,6 +22,10 @@ class ModelError(HeliosError, ValueError):
     """A model cannot be trained as it stands."""
 
 
+class PretrainedError(HeliosError, ValueError):
+    """Pretrained weights do not fit a module, or a file is none of weights."""
+
+
 class NonFiniteError(HeliosError, ArithmeticError):
     """A loss or a gradient was NaN or infinite; no parameter was updated with it."""
 
