@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import reprlib
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +83,6 @@ def _read(path: Path) -> Any:
         if suffix == SAFETENSORS_SUFFIX:
             return _read_safetensors(path)
         return safe_torch_load(path, map_location="cpu")
-    except (TypeError, AssertionError, OverflowError, struct.error) as error:
-        # What torch's reader meets in the pickle of a file with changed bytes.
-        raise CorruptCheckpointError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read: {error}. It was cut short or "
-            "changed. Use another copy of it."
-        ) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import IO, Any
 import msgspec
 import torch
 
+from helios.core.safe_load import UNREADABLE
 from helios.errors import CheckpointError, CheckpointVersionError, CorruptCheckpointError
 from helios.trainer.store.commit import load_manifest
 from helios.trainer.store.content import check_parts
@@ -227,7 +227,7 @@ def _load(file: IO[bytes]) -> Any:
         if error.errno != errno.EINVAL:
             raise
         raise _NotLoadableError("it points to places outside of itself") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError) as error:
+    except UNREADABLE as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise _NotLoadableError(first_line) from error
 
