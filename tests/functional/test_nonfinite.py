@@ -1,5 +1,6 @@
 """What a step does about NaN and infinity, by example; the law is in `property_tests`."""
 
+import contextlib
 import pickle
 from collections import Counter
 
@@ -19,6 +20,7 @@ from helios.functional.tree import clone
 from tests.zoo import Adversarial, Line, Noisy, batches_for, regression
 
 NAN, INF = float("nan"), float("inf")
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def poisoned(batch, value=NAN):
@@ -341,6 +343,15 @@ def test_the_first_bad_objective_is_the_one_that_is_named():
         deferred.check()
 
 
+def test_the_objectives_of_an_update_are_all_applied_before_it_is_looked_at():
+    deferred, step, model = deferring(Halves())
+    state = helios.init_state(model)
+    after = step(state, (torch.tensor(NAN), torch.tensor(0.0)))
+    assert after.carry.opt_state["b"]["count"] == 1
+    with pytest.raises(NonFiniteError, match="a_loss = nan"):
+        deferred.check()
+
+
 def test_a_deferred_check_says_nothing_on_a_healthy_run():
     deferred, step, model = deferring(Noisy())
     state = helios.init_state(model)
@@ -385,6 +396,48 @@ def test_the_loss_and_the_weight_are_those_of_the_window():
     run(step, helios.init_state(model), [(x, torch.tensor(1.0)), (x, torch.tensor(INF))])
     with pytest.raises(NonFiniteError, match=r"loss = inf, window weight 6\.0"):
         deferred.check()
+
+
+@contextlib.contextmanager
+def no_waiting(device):
+    """Make whatever waits for a GPU an error; on the CPU there is nothing to wait for."""
+    if device == "cpu":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("weight", [2, 2.0, torch.tensor(2.0, dtype=torch.float64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_the_check_found_arrives_without_waiting(device, weight, dtype):
+    deferred, state = Deferred(), helios.TrainingState(current_iteration=4)
+    total = torch.full((), 3.0, dtype=dtype, device=device)
+    found = torch.ones((), device=device)
+    with no_waiting(device):
+        deferred.expect(state, "loss", helios.functional.Accumulator({}, weight, total), found)
+    with pytest.raises(NonFiniteError, match=r"update 4 .*loss = 1\.5, window weight 2\.0"):
+        deferred.check()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_deferred_run_never_waits(device, accumulation):
+    model = Line()
+    model.prepare(0)
+    model.to(device)
+    deferred, step, _ = deferring(model, accumulation_steps=accumulation)
+    state = helios.init_state(model)
+    batches = [(x.to(device), y.to(device)) for x, y in regression(4 * accumulation)]
+    state = run(step, state, batches, donate=True)
+    with no_waiting(device):
+        state = run(step, state, batches, donate=True)
+    deferred.check()
+    assert state.current_iteration == 8
 
 
 # The error, and the count as part of a state.
