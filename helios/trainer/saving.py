@@ -181,7 +181,7 @@ class Saver:
                 mode=score.mode,
                 score=score.value,
                 finite=_all_finite(params),
-                skipped=carry.get("skipped", 0) if ordinary else 0,
+                skipped=carry["skipped"] if ordinary else 0,
             )
 
         with contextlib.suppress(OSError):  # a log that cannot be written is no reason to lose more
