@@ -7,7 +7,9 @@ know is refused.
 
 Law:
     Whatever `check_content` accepts, ``torch.save`` writes as a file that `check_archive` accepts,
-    and ``torch.load`` reads back bit for bit (``property_tests/test_archive.py``).
+    and ``torch.load`` reads back bit for bit (``property_tests/test_archive.py``). Only the file
+    shows whether it is within the bounds on records and instructions: a writer that checks what it
+    wrote, before it gives it its name, never leaves a checkpoint that cannot be read.
 """
 
 from __future__ import annotations

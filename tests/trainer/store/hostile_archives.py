@@ -230,6 +230,29 @@ def record_comment(folder):
     return changed("data/0", central={"comment_size": 4})
 
 
+@hostile("says that its last record has 2 GiB", "ends before what it points to")
+def claimed_last_size(folder):
+    size = {"size": 2**31, "packed": 2**31}
+    return changed(".data/serialization_id", central=size)
+
+
+@hostile("says in 64 bits what has room in 32", "sizes that contradict each other")
+def wide_size(folder):
+    extra = struct.pack("<2H2Q", 1, 16, 16, 16)
+    return changed("data/1", central={"size": ZIP64, "packed": ZIP64}, central_extra=extra)
+
+
+@hostile("has two sizes in 64 bits", "sizes that contradict each other")
+def two_wide_sizes(folder):
+    extra = struct.pack("<2H2Q", 1, 16, 2**33, 2**34)
+    return changed("data/1", central={"size": ZIP64, "packed": ZIP64}, central_extra=extra)
+
+
+@hostile("has a directory of 60 kB for nine records", "larger than its records need")
+def large_directory(folder):
+    return changed("data/0", central_extra=bytes(60_000))
+
+
 # Ends.
 
 
@@ -262,6 +285,12 @@ def two_archives(folder):
 @hostile("counts fewer records than it has", "more bytes than records")
 def fewer_counted(folder):
     count = len(good()) - 1
+    return pack(good(), end={"here": count, "count": count}, end64={"here": count, "count": count})
+
+
+@hostile("counts more records than it has", "fewer records than it says")
+def more_counted(folder):
+    count = len(good()) + 1
     return pack(good(), end={"here": count, "count": count}, end64={"here": count, "count": count})
 
 

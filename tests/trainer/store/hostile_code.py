@@ -249,3 +249,8 @@ def wrapped_shape(folder):
 def many_axes(folder):
     ones = numbers(*[1] * 100_000)
     return written(tensor(storage(numel=1), size=ones, stride=ones), bytes(4))
+
+
+@hostile("has a pickle of 64 MiB and a byte", "at most 67108864 are accepted")
+def large_pickle(folder):
+    return pack(entries(bytes(2**26 + 1)))

@@ -291,3 +291,18 @@ def number_for_a_flag(folder):
 @hostile("calls a tensor with a list of storages", "for a storage, or another dtype")
 def list_for_a_storage(folder):
     return written(tensor(listed(FALSE)), FOUR)
+
+
+@hostile("appends to a number", "fills 1; expected a list")
+def filled_number(folder):
+    return written(number(1) + NONE + b"a")
+
+
+@hostile("appends to a dict", "fills a dict; expected a list")
+def appended_dict(folder):
+    return written(b"}" + NONE + b"a")
+
+
+@hostile("has a key without a value", "a key without a value")
+def lone_key(folder):
+    return written(mapping(text("a")))
