@@ -21,7 +21,7 @@ from helios.trainer import find_last_checkpoint
 from helios.trainer.store import checkpoint_name, read_checkpoint
 from tests import zoo
 from tests.trainer.runs import Batches, Stopper, names, params, run, same, trainer
-from tests.trainer.store.forge import forge
+from tests.trainer.store.sealing import forge
 
 
 def touch(folder, *files):
