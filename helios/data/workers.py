@@ -12,6 +12,8 @@ from typing import Any
 
 _TORCH_SAYS = "DataLoader worker (pid"
 _PATIENCE = 5.0  # seconds for a worker that has hung up to be gone
+_LOOK = 2.0  # seconds between two looks at whether the parent is there
+_starter: int | None = None  # who starts workers now; a forked one inherits it
 
 
 def shield(worker_id: int) -> None:
@@ -30,7 +32,8 @@ def shield(worker_id: int) -> None:
         # Only `sigwaitinfo` says who sent a signal. A thread waits for it, so that a worker which
         # hangs in its dataset can still be terminated by the run.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+        parent = os.getppid() if _starter is None else _starter
+        threading.Thread(target=_obey_parent, args=(parent,), daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -39,16 +42,26 @@ def starting() -> Iterator[None]:
     if not hasattr(signal, "sigwaitinfo"):
         yield
         return
+    global _starter
+    _starter = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
+        _starter = None
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _obey_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+    """End this process when its parent says so, or is gone.
+
+    torch looks for the parent itself, but takes whoever it finds at its first look for it: a worker
+    whose parent was killed while it started would live for ever.
+    """
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, _LOOK)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)
 
 

@@ -161,6 +161,8 @@ class Loop:
                     outcome = self._on_checkpoint()
                 elif isinstance(event, Stop):
                     self._check_sound()
+                    if restore_rng is not None:
+                        restore_rng()
                     self._mark(self.state)
                     if outcome is None:
                         self._reporter.announce(f"Nothing is left to train: {_WHY[event.reason]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import msgspec
 import torch
 
 from helios.core.rng import python_rng_state, restore_python_rng
-from helios.errors import CheckpointError
+from helios.errors import CheckpointError, CorruptCheckpointError
 from helios.functional.schedule import Plan, is_due
 from helios.functional.state import Carry, TrainingState
 from helios.model.model import Model
@@ -20,6 +21,7 @@ from helios.model.monitor import Monitor
 from helios.plugins import Plugin
 from helios.trainer.store import Store, checkpoint_name, state_content
 from helios.trainer.store.background import Background
+from helios.trainer.store.guard import check_content
 from helios.trainer.store.manifest import SCHEMA, Manifest
 from helios.trainer.store.snapshot import Snapshot, compact
 from helios.version import __version__
@@ -85,12 +87,14 @@ class Saver:
         self._settle()
         name, content, score = self._collect(state)
         self._held = state
-        if self._background is None:
+        # What is on a device is copied in any case: the file is to open where there is none.
+        if self._background is not None or self._model.device.type != "cpu":
+            content = self._snapshot.take(content)
+        if self._background is not None:
+            self._background.start(lambda: self._write(name, content, score))
+        else:
             with self._failures():
                 self._done(self._write(name, content, score))
-        else:
-            copy = self._snapshot.take(content)
-            self._background.start(lambda: self._write(name, copy, score))
 
     def hold(self, state: TrainingState) -> None:
         """Note that a state is on the disk already: the run went on from it."""
@@ -159,6 +163,12 @@ class Saver:
         return name, compact(content), _score(model, state)
 
     def _write(self, name: str, content: dict[str, Any], score: _Score) -> str:
+        try:
+            check_content(content, sys.maxsize)
+        except CorruptCheckpointError as error:
+            raise TypeError(
+                f"the checkpoint could be saved but not be loaded again: {error}"
+            ) from None
         saved = content["training_state"]
         carry = content["carry"]
         ordinary = isinstance(carry, dict) and carry.get("__struct__") == Carry.__name__

@@ -13,6 +13,7 @@ from helios.errors import CorruptCheckpointError
 from helios.functional.serial import _DTYPES
 from helios.trainer.store import archive
 from helios.trainer.store.guard import check_archive, check_content
+from helios.trainer.store.manifest import SCHEMA
 from helios.trainer.store.symbols import MAX_DEPTH, MAX_INT_BITS, MAX_INT_KEY, MAX_VALUES
 from helios.trainer.store.tensors import DTYPES
 from tests import zoo
@@ -92,7 +93,7 @@ def test_the_states_of_all_models_are_accepted(tmp_path, model):
     assert made.fit(built, Batches([*zoo.batches_for(built.__class__("other"), 3)]))
     (path,) = tmp_path.rglob("*.pth")
     with path.open("rb") as file:
-        assert loaded(file)["schema"] == 1
+        assert loaded(file)["schema"] == SCHEMA
 
 
 def test_the_dtypes_are_those_of_the_bytes_of_a_state():
