@@ -148,17 +148,20 @@ def _directory(data: bytes, count: int) -> list[_Record]:
         if len(data) - at < _CENTRAL.size:
             raise refused("its directory has fewer records than it says")
         fields = _CENTRAL.unpack_from(data, at)
-        magic, _made, _needed, flags, method, _time, _date, crc, packed, size = fields[:10]
-        name_size, extra_size, comment_size, disk, _inner, _outer, offset = fields[10:]
+        flags, crc, size, offset = fields[3], fields[7], fields[9], fields[16]
+        name_size, extra_size = fields[10:12]
+        # All else is 0, and has to be. Of a record with the attribute of a folder, for one, torch
+        # reads nothing, and hands out the memory that it has for it as it finds it.
+        tail = (name_size, extra_size, 0, 0, 0, 0, offset)
+        if fields != (b"PK\1\2", 0, 0, flags, _STORED, 0, 0, crc, size, size, *tail):
+            raise refused("its directory has a record that is compressed, or not one of torch.save")
         at += _CENTRAL.size + name_size + extra_size
-        if magic != b"PK\1\2" or comment_size or disk or at > len(data):
-            raise refused("its directory is not that of torch.save")
+        if at > len(data) or name_size > _MAX_NAME:
+            raise refused("its directory has a name that is too long")
         name = data[at - name_size - extra_size : at - extra_size]
-        if flags not in (_NO_SIZE, _DESCRIBED) or method != _STORED or packed != size:
-            raise refused(f"the record {shown(name)} is compressed, encrypted or not plain")
         size, offset = _widened(data[at - extra_size : at], size, offset)
-        if flags != (_DESCRIBED if size else _NO_SIZE) or name_size > _MAX_NAME:
-            raise refused(f"the record {shown(name)} has a header that torch.save does not write")
+        if flags != (_DESCRIBED if size else _NO_SIZE):
+            raise refused(f"the record {shown(name)} is encrypted, or not one of torch.save")
         records.append(_Record(name, flags, crc, size, offset))
     if at != len(data):
         raise refused("its directory has more bytes than records")
@@ -176,13 +179,13 @@ def _widened(extra: bytes, size: int, offset: int) -> tuple[int, int]:
             offset = values[-1]
         if size == _MAX_32:
             size = values[0]
-        if extra != _zip64(size, offset) or (tag, length) != (1, 8 * places):
+        if extra != _zip64(size, size, offset) or (tag, length) != (1, 8 * places):
             raise refused("its directory has sizes that contradict each other")
     return size, offset
 
 
-def _zip64(size: int, offset: int) -> bytes:
-    values = [size, size] * (size >= _ROOM) + [offset] * (offset >= _ROOM)
+def _zip64(size: int, packed: int, offset: int) -> bytes:
+    values = [size, packed] * (size >= _ROOM) + [offset] * (offset >= _ROOM)
     if not values:
         return b""
     return struct.pack(f"<2H{len(values)}Q", 1, 8 * len(values), *values)
@@ -191,14 +194,14 @@ def _zip64(size: int, offset: int) -> bytes:
 def _extent(file: IO[bytes], record: _Record) -> tuple[_Extent, int]:
     """Check what stands around a record's data; return its place, and where the next one begins."""
     header = _LOCAL.unpack(_read(file, record.offset, _LOCAL.size))
-    magic, _needed, flags, method, _time, _date, *sizes, name_size, extra_size = header
-    start = record.offset + _LOCAL.size + name_size + extra_size
-    if magic != b"PK\3\4" or (flags, method, name_size) != (record.flags, 0, len(record.name)):
-        raise refused(f"the record {shown(record.name)} is not where the directory says, or other")
-    names = _read(file, record.offset + _LOCAL.size, name_size + extra_size)
-    if names[:name_size] != record.name or any(sizes):
+    name_size, extra_size = header[-2:]
+    if header != (b"PK\3\4", 0, record.flags, _STORED, *[0] * 5, len(record.name), extra_size):
         raise refused(f"the record {shown(record.name)} is described differently at its place")
-    wide = _zip64(record.size, record.offset)
+    start = record.offset + _LOCAL.size + name_size + extra_size
+    names = _read(file, record.offset + _LOCAL.size, name_size + extra_size)
+    if names[:name_size] != record.name:
+        raise refused(f"the record {shown(record.name)} has another name at its place")
+    wide = _zip64(record.size, 0, record.offset)
     padding = extra_size - len(wide) - 4
     if (
         padding < 0

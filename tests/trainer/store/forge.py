@@ -64,7 +64,7 @@ def pack(
         offset, size, crc = len(body), len(entry.data), zlib.crc32(entry.data)
         name = entry.name if entry.local_name is None else entry.local_name
         flags = 0x0808 if size else 0x0800
-        wide = _wide(size, offset, room)
+        wide = _wide(size, 0, offset, room)
         padding = _padding(offset + 30 + len(name) + len(wide))
         extra = wide + padding if entry.extra is None else entry.extra
         local = (b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(name), len(extra))
@@ -74,7 +74,7 @@ def pack(
             body += _record(kind, (b"PK\7\10", crc, size, size), entry.descriptor)
         body += entry.after
         if entry.listed:
-            central_extra = entry.central_extra or wide
+            central_extra = entry.central_extra or _wide(size, size, offset, room)
             short = _short(size, room), _short(offset, room)
             tail = len(entry.name), len(central_extra), 0, 0, 0, 0, short[1]
             central = (b"PK\1\2", 0, 0, flags, 0, 0, 0, crc, short[0], short[0], *tail)
@@ -96,8 +96,8 @@ def _short(value: int, room: int) -> int:
     return 2**32 - 1 if value >= room else value
 
 
-def _wide(size: int, offset: int, room: int) -> bytes:
-    values = [size, size] * (size >= room) + [offset] * (offset >= room)
+def _wide(size: int, packed: int, offset: int, room: int) -> bytes:
+    values = [size, packed] * (size >= room) + [offset] * (offset >= room)
     form = f"<2H{len(values)}Q"
     return struct.pack(form, 1, 8 * len(values), *values) if values else b""
 
