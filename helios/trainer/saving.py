@@ -21,7 +21,7 @@ from helios.model.monitor import Monitor
 from helios.plugins import Plugin
 from helios.trainer.store import Store, checkpoint_name, state_content
 from helios.trainer.store.background import Background
-from helios.trainer.store.guard import check_content
+from helios.trainer.store.guard import check_archive, check_content
 from helios.trainer.store.manifest import SCHEMA, Manifest
 from helios.trainer.store.snapshot import Snapshot, compact
 from helios.version import __version__
@@ -164,11 +164,14 @@ class Saver:
 
     def _write(self, name: str, content: dict[str, Any], score: _Score) -> str:
         try:
-            check_content(content, sys.maxsize)
+            return self._commit(name, content, score)
         except CorruptCheckpointError as error:
             raise TypeError(
-                f"the checkpoint could be saved but not be loaded again: {error}"
-            ) from None
+                f"the checkpoint could be saved but not be loaded again, so it was not: {error}"
+            ) from error
+
+    def _commit(self, name: str, content: dict[str, Any], score: _Score) -> str:
+        check_content(content, sys.maxsize)
         saved = content["training_state"]
         carry = content["carry"]
         ordinary = isinstance(carry, dict) and carry.get("__struct__") == Carry.__name__
@@ -196,7 +199,9 @@ class Saver:
 
         with contextlib.suppress(OSError):  # a log that cannot be written is no reason to lose more
             self._flush()
-        manifest = self._store.save(name, lambda file: torch.save(content, file), describe)
+        manifest = self._store.save(
+            name, lambda file: torch.save(content, file), describe, check_archive
+        )
         return f"saved {manifest.file}"
 
 

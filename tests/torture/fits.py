@@ -72,8 +72,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
 
 CONFIGURATIONS = [
-    Configuration(*values)
-    for values in itertools.product(PLANS, (0, 2), (False, True), (None, 2))
+    Configuration(*values) for values in itertools.product(PLANS, (0, 2), (False, True), (None, 2))
 ]
 
 
