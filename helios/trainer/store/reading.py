@@ -223,13 +223,23 @@ def _load(file: IO[bytes]) -> Any:
     """Load a file, telling bytes that make no sense from a disk that fails."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
+    except (OSError, SystemError) as error:
+        failure = _failed_read(error)
+        if failure is None:
             raise
-        raise _NotLoadableError("it points to places outside of itself") from error
+        if failure.errno != errno.EINVAL:
+            raise failure from None
+        raise _NotLoadableError("it points to places outside of itself") from failure
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise _NotLoadableError(first_line) from error
+
+
+def _failed_read(error: BaseException | None) -> OSError | None:
+    """Return the system's error: torch reads on after it, and Python then shows a SystemError."""
+    while isinstance(error, SystemError):
+        error = error.__cause__
+    return error if isinstance(error, OSError) else None
 
 
 def _check_agreement(content: dict[str, Any], manifest: Manifest, path: Path) -> None:
