@@ -147,16 +147,16 @@ def read_checkpoint(path: Path, fs: Fs | None = None) -> dict[str, Any]:
 def _candidates(fs: Fs, folder: Path, save_name: str) -> Iterator[Found]:
     try:
         entries = committed(fs, folder, save_name)
-        names = fs.listdir(folder)
+        names = set(fs.listdir(folder))
     except OSError as error:
         raise _unreadable(folder, error) from error
-    known = {entry.stem for entry in entries}
+    # A hidden manifest says that its file is being committed or removed, and is no stranger.
     strangers = sorted(
         name
         for name in names
         if name.endswith(".pth")
-        and name.removesuffix(".pth") not in known
-        and is_stem(name.removesuffix(".pth"), save_name)
+        and not {f"{name[:-4]}.json", f".{name[:-4]}.json"} & names
+        and is_stem(name[:-4], save_name)
     )
     if strangers:
         message = (
