@@ -109,8 +109,9 @@ def commit(
         with contextlib.suppress(OSError):
             fs.unlink(temporary)
         if named:
+            # As in a removal: a file without any manifest could not be told from a stranger's.
             with contextlib.suppress(OSError):
-                fs.unlink(manifest_file)
+                fs.replace(manifest_file, hidden)
             with contextlib.suppress(OSError):
                 _finish_removal(fs, folder, stem)
         else:

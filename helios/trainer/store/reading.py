@@ -147,16 +147,16 @@ def read_checkpoint(path: Path, fs: Fs | None = None) -> dict[str, Any]:
 def _candidates(fs: Fs, folder: Path, save_name: str) -> Iterator[Found]:
     try:
         entries = committed(fs, folder, save_name)
-        names = fs.listdir(folder)
+        names = set(fs.listdir(folder))
     except OSError as error:
         raise _unreadable(folder, error) from error
-    known = {entry.stem for entry in entries}
+    # A hidden manifest says that its file is being committed or removed, and is no stranger.
     strangers = sorted(
         name
         for name in names
         if name.endswith(".pth")
-        and name.removesuffix(".pth") not in known
-        and is_stem(name.removesuffix(".pth"), save_name)
+        and not {f"{name[:-4]}.json", f".{name[:-4]}.json"} & names
+        and is_stem(name[:-4], save_name)
     )
     if strangers:
         message = (
@@ -223,13 +223,23 @@ def _load(file: IO[bytes]) -> Any:
     """Load a file, telling bytes that make no sense from a disk that fails."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
+    except (OSError, SystemError) as error:
+        failure = _failed_read(error)
+        if failure is None:
             raise
-        raise _NotLoadableError("it points to places outside of itself") from error
+        if failure.errno != errno.EINVAL:
+            raise failure from None
+        raise _NotLoadableError("it points to places outside of itself") from failure
     except UNREADABLE as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise _NotLoadableError(first_line) from error
+
+
+def _failed_read(error: BaseException | None) -> OSError | None:
+    """Return the system's error: torch reads on after it, and Python then shows a SystemError."""
+    while isinstance(error, SystemError):
+        error = error.__cause__
+    return error if isinstance(error, OSError) else None
 
 
 def _check_agreement(content: dict[str, Any], manifest: Manifest, path: Path) -> None:

@@ -146,12 +146,17 @@ class Store:
 
 
 def _make(fs: Fs, folder: Path) -> None:
-    """Make a folder and its parents, so that they stay."""
+    """Make a folder and its parents, so that they stay.
+
+    The process that made the last one that is there may have ended before it had synced it.
+    """
     missing = []
     path = folder
     while not path.exists():
         missing.append(path)
         path = path.parent
+    with contextlib.suppress(PermissionError):  # then the folder above is not ours, nor what it has
+        fs.fsync_dir(path.parent)
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):  # another run makes its own beside it
             fs.mkdir(path)
