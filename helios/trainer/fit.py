@@ -91,6 +91,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 in_background=trainer.async_saving,
                 tolerant=trainer.tolerate_failed_saves,
             )
+            stack.callback(saver.close)  # the lock is given back after it
             if content is not None:
                 saver.hold(state)
         # On the CPU the answer is there at once; elsewhere, nobody waits for it.

@@ -116,6 +116,12 @@ class Saver:
         if failure is not None:
             raise failure
 
+    def close(self) -> None:
+        """Wait for the save under way, when something else is raised already."""
+        if self._background is not None:
+            with contextlib.suppress(Exception):
+                self._background.finish()
+
     def _settle(self) -> None:
         """Wait for the save under way."""
         if self._background is not None:
