@@ -1,8 +1,13 @@
-"""Worker processes: deaf to the signals that ask for a checkpoint, and ended on the spot."""
+"""Worker processes: deaf to the signals that ask for a checkpoint, and ended on the spot.
+
+A worker whose parent was killed ends as well. Torch looks whether its parent is still the one that
+it saw when it started, and so does not notice one that was killed before.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,15 +17,15 @@ from typing import Any
 
 _TORCH_SAYS = "DataLoader worker (pid"
 _PATIENCE = 5.0  # seconds for a worker that has hung up to be gone
-_LOOK = 2.0  # seconds between two looks at whether the parent is there
-_starter: int | None = None  # who starts workers now; a forked one inherits it
+_LOOK_EVERY = 1.0  # seconds between two looks at whether the parent lives
 
 
 def shield(worker_id: int) -> None:
     """Make a worker process deaf to SIGINT, and to a SIGTERM that its parent did not send.
 
     Both reach the whole process group when a run is asked to stop. The run still needs its
-    workers then, to come to the next checkpoint; it ends them itself.
+    workers then, to come to the next checkpoint; it ends them itself. A worker whose run is gone
+    ends by itself.
 
     Args:
         worker_id: the number of the worker; unused, it is what torch passes.
@@ -28,41 +33,49 @@ def shield(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    if hasattr(signal, "sigwaitinfo"):
-        # Only `sigwaitinfo` says who sent a signal. A thread waits for it, so that a worker which
+    if hasattr(signal, "sigtimedwait"):
+        # Only `sigtimedwait` says who sent a signal. A thread waits for it, so that a worker which
         # hangs in its dataset can still be terminated by the run.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        parent = os.getppid() if _starter is None else _starter
-        threading.Thread(target=_obey_parent, args=(parent,), daemon=True).start()
+        threading.Thread(target=_obey_parent, args=(_parent(),), daemon=True).start()
 
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
     """Start workers that will call `shield`: until they do, those signals wait for them."""
-    if not hasattr(signal, "sigwaitinfo"):
+    if not hasattr(signal, "sigtimedwait"):
         yield
         return
-    global _starter
-    _starter = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
-        _starter = None
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _obey_parent(parent: int) -> None:
-    """End this process when its parent says so, or is gone.
+def _parent() -> int:
+    """Return the process that began this one, which may be gone already."""
+    parent = multiprocessing.parent_process()
+    return os.getppid() if parent is None or parent.pid is None else parent.pid
 
-    torch looks for the parent itself, but takes whoever it finds at its first look for it: a worker
-    whose parent was killed while it started would live for ever.
-    """
-    while os.getppid() == parent:
-        received = signal.sigtimedwait({signal.SIGTERM}, _LOOK)
+
+def _obey_parent(parent: int) -> None:
+    above = os.getppid()  # the parent, a server that forks for it, or whoever adopted this process
+    while os.getppid() == above and _exists(parent):
+        received = signal.sigtimedwait({signal.SIGTERM}, _LOOK_EVERY)
         if received is not None and received.si_pid == parent:
             break
     os._exit(0)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def cause_of_death(iterator: Any, error: Exception) -> str | None:

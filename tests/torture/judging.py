@@ -173,10 +173,11 @@ def events_differ(legs: list[list[str]], whole: list[str]) -> str | None:
     reached = 0
     for number, lines in enumerate(legs):
         inner = [line for line in lines if not line.startswith(("start ", "end "))]
-        if len(inner) > 1 and places.get(inner[0], -1) + 1 != places.get(inner[1]):
-            inner = inner[1:]  # an epoch that is taken up is announced once more
-        elif len(inner) == 1 and inner[0].startswith("epoch_start ") and inner[0] in places:
-            continue
+        # An epoch that is taken up is announced once more, with draws of its own.
+        if inner and inner[0].startswith("epoch_start "):
+            place = places.get(inner[0])
+            if place is None or (len(inner) > 1 and places.get(inner[1]) != place + 1):
+                del inner[0]
         if not inner:
             continue
         begin = places.get(inner[0])
