@@ -24,6 +24,7 @@ from helios.functional import train_key as train_key
 from helios.functional import verify as verify
 from helios.model import Model as Model
 from helios.model import Monitor as Monitor
+from helios.model import load_pretrained as load_pretrained
 from helios.plugins import Plugin as Plugin
 from helios.trainer import Trainer as Trainer
 from helios.trainer import TrainingState as TrainingState

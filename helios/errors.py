@@ -22,8 +22,26 @@ class ModelError(HeliosError, ValueError):
     """A model cannot be trained as it stands."""
 
 
+class PretrainedError(HeliosError, ValueError):
+    """Pretrained weights do not fit a module, or a file is none of weights."""
+
+
 class NonFiniteError(HeliosError, ArithmeticError):
-    """A loss or a gradient was NaN or infinite; no parameter was updated with it."""
+    """A loss or a gradient was NaN or infinite; nothing that was saved has its update.
+
+    Attributes:
+        update: the number of the update, counted from 1; 0 if unknown, as for the others.
+        global_iteration: the micro-batch that closed its window, counted from 1.
+        epoch: the epoch of that micro-batch, counted from 1.
+    """
+
+    def __init__(
+        self, message: str = "", *, update: int = 0, global_iteration: int = 0, epoch: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.update = update
+        self.global_iteration = global_iteration
+        self.epoch = epoch
 
 
 class StateMismatchError(HeliosError, ValueError):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,20 @@ import torch
 from helios.errors import CheckpointError, CorruptCheckpointError
 
 _UNSAFE = re.compile(r"GLOBAL ([\w.]+) was not an allowed global")
+
+UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+)
+"""What ``torch.load`` raises on bytes that make no sense, beside ``OSError``."""
 
 
 def safe_torch_load(path: str | os.PathLike[str], map_location: Any = None) -> Any:
@@ -47,7 +62,7 @@ def safe_torch_load(path: str | os.PathLike[str], map_location: Any = None) -> A
             f"torch.serialization.add_safe_globals([{', '.join(map(_last, unsafe))}]), and load "
             "again; better, save tensors, numbers and strings instead."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except UNREADABLE as error:
         if "on a CUDA device" in str(error) or "Attempting to deserialize" in str(error):
             raise CheckpointError(
                 f"{path} holds tensors of a device that is not here ({error}). Load it with "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import torch
@@ -44,32 +43,36 @@ def divide(window: Accumulator) -> Tensors:
         (``property_tests/test_accumulation.py``).
     """
     weight: Any = window.weight
-    if not isinstance(weight, torch.Tensor):
-        if weight == 1:
-            return window.grads
-        weight = torch.tensor(weight, dtype=torch.float64)
+    if not isinstance(weight, torch.Tensor) and weight == 1:
+        return window.grads
     for group in _by_kind(window.grads):
-        torch._foreach_div_(group, weight.to(group[0].device))
+        torch._foreach_div_(group, _on(group[0].device, weight))
     return window.grads
 
 
-def unscale(grads: Tensors, total: torch.Tensor, scale: float) -> bool:
-    """Divide gradients by the loss scale, in place, and tell whether they and the loss are finite.
+def _on(device: torch.device, weight: Any) -> torch.Tensor:
+    if isinstance(weight, torch.Tensor):
+        return weight.to(device)
+    # A fill is queued like any kernel; a copy from the host would wait for the queue.
+    return torch.full((), weight, dtype=torch.float64, device=device)
+
+
+def unscale(grads: Tensors, device: torch.device, scale: float) -> torch.Tensor:
+    """Divide gradients by the loss scale, in place, and check them on the device.
 
     Args:
         grads: gradients by path.
-        total: f[], the unscaled loss of the window.
+        device: where to leave the result.
         scale: the loss scale, 1 for none; the bits of finite gradients then stay as they are.
 
     Returns:
-        False if any gradient or the loss is NaN or infinite. Waits for the device.
+        f32[], not 0 if any gradient is NaN or infinite.
     """
-    device = total.device
     found = torch.zeros((), device=device)
     inverse = _one(device) if scale == 1.0 else torch.tensor(1.0 / scale, device=device)
     for group in _by_kind(grads):
         torch._amp_foreach_non_finite_check_and_unscale_(group, found, inverse)
-    return not found.item() and math.isfinite(total.item())
+    return found
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import msgspec
 import torch
 from torch import nn
 
+from helios.errors import ModelError
 from helios.functional.binding import Binding
 from helios.functional.loss import Loss, Objective, check_differentiable, read_loss
 from helios.functional.precision import Policy
@@ -200,3 +201,32 @@ ENGINES: dict[str, type[AutogradEngine] | type[FuncEngine]] = {
     "func": FuncEngine,
 }
 """The engines by name."""
+
+
+def trained_names(model: Any) -> tuple[tuple[Objective, tuple[str, ...]], ...]:
+    """Pair each objective of a model with the paths of the parameters that it trains.
+
+    Raises:
+        ModelError: if an objective trains no parameter, or two have one name.
+    """
+    parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+    pairs = []
+    for objective in model.objectives():
+        wanted = None
+        if objective.modules is not None:
+            wanted = {id(p) for module in objective.modules for p in module.parameters()}
+        names = tuple(
+            name
+            for name, parameter in parameters.items()
+            if parameter.requires_grad and (wanted is None or id(parameter) in wanted)
+        )
+        if not names:
+            raise ModelError(
+                f"objective {objective.name!r} trains no parameter: the model has "
+                f"{len(parameters)}, of which {sum(p.requires_grad for p in parameters.values())} "
+                "require grad and none is in its modules"
+            )
+        pairs.append((objective, names))
+    if len({objective.name for objective, _ in pairs}) != len(pairs):
+        raise ModelError(f"two objectives have one name: {[o.name for o, _ in pairs]}")
+    return tuple(pairs)

@@ -77,6 +77,8 @@ class Carry(msgspec.Struct, frozen=True, eq=False):
         average: the average of the parameters by path, if one is asked for.
         metrics: running sums of the training metrics since the last report.
         best: the best validation score so far, None before the first.
+        skipped: updates left out so far because a loss or a gradient was not finite, those that the
+            loss scale left out included.
     """
 
     params: Tensors
@@ -87,6 +89,7 @@ class Carry(msgspec.Struct, frozen=True, eq=False):
     average: Tensors | None = None
     metrics: dict[str, Mean] = {}
     best: float | None = None
+    skipped: int = 0
 
 
 class _Consumed:

@@ -7,14 +7,13 @@ from typing import Any, Protocol
 
 import torch
 from msgspec.structs import replace
-from torch import nn
 
-from helios.errors import ModelError, NonFiniteError
-from helios.functional import accumulate, metrics, rng
+from helios.errors import ModelError
+from helios.functional import accumulate, metrics, nonfinite, rng
 from helios.functional.binding import Binding, in_mode
-from helios.functional.gradients import ENGINES, Engine
+from helios.functional.gradients import ENGINES, Engine, trained_names
 from helios.functional.loss import Loss, Objective
-from helios.functional.precision import Policy
+from helios.functional.precision import LossScale, Policy
 from helios.functional.schedule import Plan, closes_window
 from helios.functional.state import (
     COUNTERS,
@@ -90,7 +89,7 @@ def init_state(model: Any, seed: int = rng.DEFAULT_SEED) -> TrainingState:
         if carry is not None:
             return TrainingState(seed=seed, carry=carry)
     params, buffers = Binding(model).read()
-    trained = _trained_names(model)
+    trained = trained_names(model)
     average = model.average
     return TrainingState(
         seed=seed,
@@ -108,26 +107,50 @@ def init_state(model: Any, seed: int = rng.DEFAULT_SEED) -> TrainingState:
     )
 
 
-def make_step(model: Any, plan: Plan | None = None, *, engine: str = "autograd") -> Step:
+def make_step(
+    model: Any,
+    plan: Plan | None = None,
+    *,
+    engine: str = "autograd",
+    non_finite: str = "raise",
+    deferred: nonfinite.Deferred | None = None,
+) -> Step:
     """Return the step of a model as a function of a state and a batch.
+
+    With ``non_finite="skip"``, an update whose loss or gradient is NaN or infinite is left out:
+    parameters, optimizer state (and with it the count that the learning rate follows) and average
+    keep their bits, the window is closed, and ``carry.skipped`` counts it. Of several objectives,
+    only the one that is not finite is left out; the average then stays as it is, too. A forward
+    pass that makes a buffer non-finite leaves all buffers as they were before it. Metrics are
+    recorded as they are, and stop nothing.
+
+    On a GPU, ``"skip"`` and a loss scale wait for the device at each update (and ``"skip"`` at each
+    micro-batch, if the model has floating-point buffers): the next rate hangs on the answer.
+    ``"raise"`` without a loss scale waits too, unless there is a `Deferred`.
 
     Args:
         model: a `helios.Model`.
         plan: (optional) where accumulation windows end. Without one, every micro-batch is a window.
         engine: ``"autograd"`` or ``"func"``; see `helios.functional.gradients`.
+        non_finite: ``"raise"`` or ``"skip"``: what to do about an update that is not finite. A
+            model with a step of its own sees to that itself.
+        deferred: (optional) takes what the check found, to be looked at before the next update is
+            applied; by default it is looked at before its own. Without effect where the answer is
+            needed at once: under ``"skip"``, and with a loss scale.
 
     Returns:
         The step.
 
     Raises:
         ModelError: if the model has no parameters, or no optimizer.
-        ValueError: if there is no such engine.
+        ValueError: if there is no such engine, or no such ``non_finite``.
 
     Law:
         The inputs keep their bits, and the outputs share no storage with them
-        (``property_tests/test_step_purity.py``).
+        (``property_tests/test_step_purity.py``). A skipped update changes no bit of what it would
+        have updated (``property_tests/test_non_finite.py``).
     """
-    return Step(model, Plan() if plan is None else plan, engine)
+    return Step(model, Plan() if plan is None else plan, engine, non_finite, deferred)
 
 
 class Step:
@@ -138,9 +161,22 @@ class Step:
     copies: the state given is consumed, and the model holds the tensors of the state returned.
     """
 
-    def __init__(self, model: Any, plan: Plan, engine: str = "autograd") -> None:
+    def __init__(
+        self,
+        model: Any,
+        plan: Plan,
+        engine: str = "autograd",
+        non_finite: str = "raise",
+        deferred: nonfinite.Deferred | None = None,
+    ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"engine: received {engine!r}; expected one of {sorted(ENGINES)}")
+        if non_finite not in nonfinite.POLICIES:
+            raise ValueError(
+                f"non_finite: received {non_finite!r}; expected one of {list(nonfinite.POLICIES)}"
+            )
+        self._skip = non_finite == "skip"
+        self._deferred = None if self._skip else deferred
         model.prepare(rng.DEFAULT_SEED)
         self.plan = plan
         self._custom = custom_step(model)
@@ -148,7 +184,7 @@ class Step:
         self._binding: Binding | None = None
         if self._custom is None or any(True for _ in model.parameters()):
             self._binding = Binding(model)
-        self._trained = () if self._custom is not None else _trained_names(model)
+        self._trained = () if self._custom is not None else trained_names(model)
         self._all = tuple(self._binding.parameters) if self._binding is not None else ()
         self._engine: Engine | None = None
         if self._custom is None and self._binding is not None:
@@ -172,7 +208,8 @@ class Step:
         Raises:
             ConsumedStateError: if the state was given to a donated step before.
             LossError: if the loss is not a scalar tensor that requires grad.
-            NonFiniteError: if the loss or a gradient is NaN or infinite.
+            NonFiniteError: if the loss or a gradient is NaN or infinite, unless that is skipped;
+                with a `Deferred`, one update later.
         """
         if last is None:
             last = state.dataset_iter + 1 == self.plan.batches_per_epoch
@@ -214,42 +251,70 @@ class Step:
         if self._custom is not None:
             return _check_custom(state, self._custom(replace(state, carry=carry), batch))
         assert self._engine is not None
+        assert self._binding is not None
         update = state.window_iter == 0
         samples = metrics.batch_size(batch)
         params, buffers, scale = carry.params, carry.buffers, carry.scale
         opt_state, windows = dict(carry.opt_state), dict(carry.accumulators)
         recorded = carry.metrics
-        updated = finite = True
+        updated = True
         for objective, names in self._trained:
             name = objective.name
             window: Accumulator = windows[name]
             factor = 1.0 if scale is None else scale.scale
+            before = nonfinite.copied(buffers) if self._skip and buffers else {}
             result = self._engine(objective, names, params, buffers, window.grads, batch, factor)
             params, buffers = result.params, result.buffers
-            recorded = _record(recorded, objective, result.loss, samples)
+            if before and nonfinite.became_non_finite(before, buffers):
+                buffers = before
+                self._binding.lend(params, buffers)
+            counted = loss_metrics(objective.metric, result.loss, samples)
+            recorded = metrics.merge(recorded, counted)
             windows[name] = accumulate.add(window, result.loss, result.grads)
             if not update:
                 continue
             window, windows[name] = windows[name], accumulate.EMPTY
             grads = accumulate.divide(window)
-            finite = accumulate.unscale(grads, window.total, factor)
-            updated = updated and finite
-            if finite:
+            if self._sound(state, objective, window, grads, scale):
                 params, opt_state[name] = self._update(
                     objective, names, grads, opt_state[name], params
                 )
-            elif scale is None or not bool(torch.isfinite(window.total)):
-                raise NonFiniteError(_non_finite(state, objective, window, grads))
-        average = carry.average
+            else:
+                updated = False
+        average, skipped = carry.average, carry.skipped
         if update:
             scale = None if scale is None else scale.adjust(finite=updated)
             if average is not None and self._average is not None and updated:
-                done = state.current_iteration - 1
+                done = state.current_iteration - 1 - skipped
                 average = self._average.update(average, params, done, donate=True)
-        return replace(
-            state,
-            carry=Carry(params, buffers, opt_state, windows, scale, average, recorded, carry.best),
+            skipped += not updated
+        after = Carry(
+            params, buffers, opt_state, windows, scale, average, recorded, carry.best, skipped
         )
+        return replace(state, carry=after)
+
+    def _sound(
+        self,
+        state: TrainingState,
+        objective: Objective,
+        window: Accumulator,
+        grads: Tensors,
+        scale: LossScale | None,
+    ) -> bool:
+        """Unscale and check the gradients of an update; tell whether it is to be applied."""
+        total = window.total
+        found = accumulate.unscale(grads, total.device, 1.0 if scale is None else scale.scale)
+        if self._deferred is not None and scale is None:
+            if objective is self._trained[0][0]:  # the others belong to the same update
+                self._deferred.check()
+            self._deferred.expect(state, objective.metric, window, found)
+            return True
+        if nonfinite.is_finite(found, total):
+            return True
+        overflow = scale is not None and bool(torch.isfinite(total))
+        if not (self._skip or overflow):
+            raise nonfinite.error(state, objective.metric, window, grads)
+        return False
 
     def _update(
         self,
@@ -299,37 +364,6 @@ def custom_step(model: Any) -> Any:
     return None if step is None or getattr(step, "is_default", False) else step
 
 
-def _trained_names(model: Any) -> tuple[tuple[Objective, tuple[str, ...]], ...]:
-    """Pair each objective with the paths of the parameters that it trains."""
-    parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-    pairs = []
-    for objective in model.objectives():
-        wanted = None
-        if objective.modules is not None:
-            wanted = {id(p) for module in objective.modules for p in module.parameters()}
-        names = tuple(
-            name
-            for name, parameter in parameters.items()
-            if parameter.requires_grad and (wanted is None or id(parameter) in wanted)
-        )
-        if not names:
-            raise ModelError(
-                f"objective {objective.name!r} trains no parameter: the model has "
-                f"{len(parameters)}, of which {sum(p.requires_grad for p in parameters.values())} "
-                "require grad and none is in its modules"
-            )
-        pairs.append((objective, names))
-    if len({objective.name for objective, _ in pairs}) != len(pairs):
-        raise ModelError(f"two objectives have one name: {[o.name for o, _ in pairs]}")
-    return tuple(pairs)
-
-
-def _record(
-    recorded: metrics.Metrics, objective: Objective, loss: Loss, samples: int
-) -> metrics.Metrics:
-    return metrics.merge(recorded, loss_metrics(objective.metric, loss, samples))
-
-
 def loss_metrics(name: str, loss: Loss, samples: int) -> metrics.Metrics:
     """Return what one loss counts into the metrics: itself, and the metrics beside it.
 
@@ -360,18 +394,3 @@ def _check_custom(before: TrainingState, after: Any) -> TrainingState:
             "already advanced when it is called"
         )
     return after
-
-
-def _non_finite(
-    state: TrainingState, objective: Objective, window: Accumulator, grads: Tensors
-) -> str:
-    bad = [name for name, grad in grads.items() if not bool(torch.isfinite(grad).all())]
-    loss = float(window.total) / float(window.weight) if float(window.weight) else float("nan")
-    where = f"{len(bad)} gradient(s) are not finite: {', '.join(bad[:5])}" if bad else "the loss"
-    return (
-        f"update {state.current_iteration} (global iteration {state.global_iteration}, epoch "
-        f"{state.global_epoch}), {objective.metric} = {loss}, window weight "
-        f"{float(window.weight)}: {where} is NaN or infinite. No parameter was updated with it. "
-        "Replay it from the last checkpoint with helios.replay(), and look at the batch, the "
-        "learning rate, and divisions or logarithms in the loss."
-    )

@@ -10,7 +10,8 @@ import msgspec
 class Monitor(msgspec.Struct, frozen=True):
     """A metric and the direction in which it is good.
 
-    A NaN is never an improvement, and neither is a tie; the first score that is a number is one.
+    A score that is NaN or infinite is never an improvement, and neither is a tie; the first finite
+    score is one.
 
     Args:
         metric: the name of a validation metric.
@@ -35,8 +36,8 @@ class Monitor(msgspec.Struct, frozen=True):
 
     def improves(self, score: float, best: float | None) -> bool:
         """Tell whether ``score`` is strictly better than ``best``."""
-        if math.isnan(score):
+        if not math.isfinite(score):
             return False
-        if best is None:
+        if best is None or not math.isfinite(best):
             return True
         return score < best if self.mode == "min" else score > best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,15 @@ def check_plugins(value: Any) -> dict[str, Plugin]:
         plugins[plugin.plug_id] = plugin
     PluginSet(plugins)  # raises if two of them claim the same
     return plugins
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Return one of some words."""
+    if not isinstance(value, str):
+        raise _type(name, value, f"one of {list(choices)}")
+    if value not in choices:
+        raise _value(name, value, f"one of {list(choices)}")
+    return value
 
 
 def check_retention(value: Any, chkpt_root: Path | None) -> Retention | None:

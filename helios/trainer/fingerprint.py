@@ -13,14 +13,18 @@ from helios.functional.step import custom_step
 from helios.model.model import Model
 
 
-def fingerprint(model: Model, datamodule: DataModule) -> dict[str, str | int | bool]:
+def fingerprint(
+    model: Model, datamodule: DataModule, non_finite: str
+) -> dict[str, str | int | bool]:
     """Return what must be equal for a resume of this training to be bit-exact.
 
     Args:
         model: the model, set up.
+        non_finite: the policy for updates that are not finite.
         datamodule: its data; the micro-batch is left out where a loader of the user's makes it.
     """
     values = environment(model.device)
+    values["non_finite"] = non_finite
     values["precision"] = model.precision.compute
     if custom_step(model) is None:
         values["optimizer"] = ", ".join(

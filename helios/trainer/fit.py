@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from helios.core.logging import Loggers, open_loggers
 from helios.data import DataModule, EpochSource, mover, source_of
 from helios.errors import DataError, ResumeError
+from helios.functional.nonfinite import Deferred
 from helios.functional.schedule import Plan
 from helios.functional.state import TrainingState, TrainingUnit
 from helios.functional.step import init_state, make_step
@@ -53,7 +54,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             datamodule.seed = state.seed
         train, valid = sources(datamodule, stack)
         plan = make_plan(trainer, train, valid)
-        environment_now = fingerprint(model, datamodule)
+        environment_now = fingerprint(model, datamodule, trainer.non_finite)
         loggers = open_logs(trainer, model, content, stack, state.current_iteration + 1)
         introduction = banner(model, plan, trainer.device)
         if trainer.print_banner:
@@ -86,14 +87,18 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 lambda state: train.state_after(state.dataset_iter),
                 reporter.say,
                 environment_now,
+                loggers.flush,
                 in_background=trainer.async_saving,
                 tolerant=trainer.tolerate_failed_saves,
             )
+            stack.callback(saver.close)  # the lock is given back after it
             if content is not None:
                 saver.hold(state)
+        # On the CPU the answer is there at once; elsewhere, nobody waits for it.
+        deferred = None if trainer.device.type == "cpu" else Deferred()
         loop = Loop(
             plan,
-            make_step(model, plan),
+            make_step(model, plan, non_finite=trainer.non_finite, deferred=deferred),
             hooks,
             train,
             valid,
@@ -101,6 +106,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             reporter,
             saver,
             signals.poll,
+            lambda: None if deferred is None else deferred.check(),
         )
         trainer.loop = loop
         stack.enter_context(signals)

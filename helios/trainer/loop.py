@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 
 from helios.core.rng import python_rng_rewinder
 from helios.data import EpochSource
-from helios.errors import CheckpointError, ResumeError
+from helios.errors import CheckpointError, NonFiniteError, ResumeError
 from helios.functional import rng
 from helios.functional.binding import Binding
 from helios.functional.schedule import (
@@ -72,6 +73,8 @@ class Loop:
         reporter: where metrics go.
         save: writes a checkpoint of a state, None where none are kept.
         poll: called where the run can be left: it raises to leave it.
+        sound: called before anything of the state is shown or saved: it raises if an update before
+            was not finite.
 
     Attributes:
         model: the model that is trained.
@@ -91,6 +94,7 @@ class Loop:
         reporter: Reporter,
         save: Saver | None = None,
         poll: Callable[[], None] = lambda: None,
+        sound: Callable[[], None] = lambda: None,
     ) -> None:
         self._plan = plan
         self._step = step
@@ -102,6 +106,8 @@ class Loop:
         self._reporter = reporter
         self._save = save
         self._poll = poll
+        self._sound = sound
+        self._skipped = 0
         self._binding = None
         if any(True for _ in hooks.model.parameters()):
             self._binding = Binding(hooks.model)
@@ -128,6 +134,7 @@ class Loop:
             Every event before it is done, with the state that everything before it led to.
         """
         self.state = state
+        self._skipped = _skipped(state)
         self._hold(state)
         self._hooks.model.train()
         self._call("on_training_start", rng.fold(state.seed, "start", state.global_iteration))
@@ -153,6 +160,9 @@ class Loop:
                 elif isinstance(event, Checkpoint):
                     outcome = self._on_checkpoint()
                 elif isinstance(event, Stop):
+                    self._check_sound()
+                    if restore_rng is not None:
+                        restore_rng()
                     self._mark(self.state)
                     if outcome is None:
                         self._reporter.announce(f"Nothing is left to train: {_WHY[event.reason]}")
@@ -208,8 +218,10 @@ class Loop:
             state = self._take_up(state)
         state = end_batch(state)
         if event.log:
+            self._check_sound()
             state = self._reporter.training(state)
         if event.update:
+            self._count_skipped(state)
             self._reporter.advance(state)
         self.state = state
         self.batch = None
@@ -232,7 +244,7 @@ class Loop:
         improved = bool(model.have_metrics_improved())
         if improved:
             reached = model.monitored_score()
-            if reached == reached:
+            if math.isfinite(reached):  # a hook of the user's may think otherwise
                 model.best_score = reached
         self.state = judge(score(state, model.best_score), improved=improved)
         return self._after(improved=improved)
@@ -245,9 +257,10 @@ class Loop:
         return self._after()
 
     def _on_checkpoint(self) -> Outcome:
+        self._check_sound()
+        self._mark(self.state)
         if self._save is not None:
             self._save(self.state)
-        self._mark(self.state)
         return self._after()
 
     def _after(self, *, improved: bool = True) -> Outcome:
@@ -267,6 +280,7 @@ class Loop:
         with contextlib.suppress(CheckpointError):  # an earlier save failed: this one may not
             held = state is not None and save.holds(state)
         if state is not None and not held:
+            self._check_sound()
             if self._rewind is not None:
                 self._rewind()
             self._hold(state)
@@ -312,7 +326,27 @@ class Loop:
 
     def _settled(self, state: TrainingState) -> TrainingState:
         """Report the training metrics where no print frequency does."""
+        self._check_sound()
         return state if self._plan.print_frequency else self._reporter.training(state)
+
+    def _check_sound(self) -> None:
+        """Look at what the updates so far were found to be, before anything of them gets out."""
+        try:
+            self._sound()
+        except NonFiniteError:
+            self.resumable = None  # a bad update is in it
+            raise
+
+    def _count_skipped(self, state: TrainingState) -> None:
+        """Say that an update was left out: on the terminal at 1, 2, 4, 8, ..., else in the log."""
+        count = _skipped(state)
+        if count > self._skipped:
+            self._skipped = count
+            say = self._reporter.say if count & (count - 1) else self._reporter.announce
+            say(
+                f"update {state.current_iteration} was left out: its loss or a gradient is NaN or "
+                f"infinite ({count} so far)"
+            )
 
     def _fetch_ahead(self) -> int:
         """Fetch up to two batches of data without a known size; return how many there are."""
@@ -332,6 +366,10 @@ class Loop:
 
 
 _END = object()
+
+
+def _skipped(state: TrainingState) -> int:
+    return state.carry.skipped if isinstance(state.carry, Carry) else 0
 
 
 def check_position(state: TrainingState, batches: int | None, saved: dict[str, Any]) -> None:

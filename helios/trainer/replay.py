@@ -80,7 +80,7 @@ def replay(
         take_up(train, content)
         loop = Loop(
             plan,
-            make_step(model, plan),
+            make_step(model, plan, non_finite=content["fingerprint"]["non_finite"]),
             hooks,
             train,
             valid,

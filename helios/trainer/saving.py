@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import msgspec
 import torch
 
 from helios.core.rng import python_rng_state, restore_python_rng
-from helios.errors import CheckpointError
+from helios.errors import CheckpointError, CorruptCheckpointError
 from helios.functional.schedule import Plan, is_due
 from helios.functional.state import Carry, TrainingState
 from helios.model.model import Model
@@ -20,6 +21,7 @@ from helios.model.monitor import Monitor
 from helios.plugins import Plugin
 from helios.trainer.store import Store, checkpoint_name, state_content
 from helios.trainer.store.background import Background
+from helios.trainer.store.guard import check_archive, check_content
 from helios.trainer.store.manifest import SCHEMA, Manifest
 from helios.trainer.store.snapshot import Snapshot, compact
 from helios.version import __version__
@@ -39,6 +41,7 @@ class Saver:
         data_state: returns what an iterable dataset needs to be resumed, None if nothing.
         say: is told about every checkpoint once it is on the disk.
         fingerprint: the environment; see `helios.trainer.fingerprint`.
+        flush: writes out the logs: what they say of the state is to be on the disk before it.
         in_background: whether training goes on while a copy is written, one at a time.
         tolerant: whether a save that fails is a warning, as long as a later one succeeds.
     """
@@ -53,6 +56,7 @@ class Saver:
         data_state: Callable[[TrainingState], Any],
         say: Callable[[str], None],
         fingerprint: Mapping[str, Any],
+        flush: Callable[[], None] = lambda: None,
         *,
         in_background: bool = False,
         tolerant: bool = False,
@@ -65,6 +69,7 @@ class Saver:
         self._data_state = data_state
         self._say = say
         self._fingerprint = dict(fingerprint)
+        self._flush = flush
         self._background = Background() if in_background else None
         self._snapshot = Snapshot()
         self._tolerant = tolerant
@@ -82,12 +87,14 @@ class Saver:
         self._settle()
         name, content, score = self._collect(state)
         self._held = state
-        if self._background is None:
+        # What is on a device is copied in any case: the file is to open where there is none.
+        if self._background is not None or self._model.device.type != "cpu":
+            content = self._snapshot.take(content)
+        if self._background is not None:
+            self._background.start(lambda: self._write(name, content, score))
+        else:
             with self._failures():
                 self._done(self._write(name, content, score))
-        else:
-            copy = self._snapshot.take(content)
-            self._background.start(lambda: self._write(name, copy, score))
 
     def hold(self, state: TrainingState) -> None:
         """Note that a state is on the disk already: the run went on from it."""
@@ -108,6 +115,12 @@ class Saver:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def close(self) -> None:
+        """Wait for the save under way, when something else is raised already."""
+        if self._background is not None:
+            with contextlib.suppress(Exception):
+                self._background.finish()
 
     def _settle(self) -> None:
         """Wait for the save under way."""
@@ -156,6 +169,15 @@ class Saver:
         return name, compact(content), _score(model, state)
 
     def _write(self, name: str, content: dict[str, Any], score: _Score) -> str:
+        try:
+            return self._commit(name, content, score)
+        except CorruptCheckpointError as error:
+            raise TypeError(
+                f"the checkpoint could be saved but not be loaded again, so it was not: {error}"
+            ) from error
+
+    def _commit(self, name: str, content: dict[str, Any], score: _Score) -> str:
+        check_content(content, sys.maxsize)
         saved = content["training_state"]
         carry = content["carry"]
         ordinary = isinstance(carry, dict) and carry.get("__struct__") == Carry.__name__
@@ -178,10 +200,14 @@ class Saver:
                 mode=score.mode,
                 score=score.value,
                 finite=_all_finite(params),
-                skipped=carry.get("skipped", 0) if ordinary else 0,
+                skipped=carry["skipped"] if ordinary else 0,
             )
 
-        manifest = self._store.save(name, lambda file: torch.save(content, file), describe)
+        with contextlib.suppress(OSError):  # a log that cannot be written is no reason to lose more
+            self._flush()
+        manifest = self._store.save(
+            name, lambda file: torch.save(content, file), describe, check_archive
+        )
         return f"saved {manifest.file}"
 
 

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from helios.core.distributed import get_dist_info
 from helios.core.logging import check_run_name
 from helios.data import DataModule
+from helios.functional.nonfinite import POLICIES
 from helios.functional.rng import DEFAULT_SEED
 from helios.functional.state import TrainingState, TrainingUnit
 from helios.model.model import Model
@@ -67,6 +68,9 @@ class Trainer:
             :py:func:`~helios.core.utils.update_all_registries` for details.
         print_banner: if true, the Helios banner with system info will be printed. Defaults to true.
         plugins: (optional) plugins, in the order in which they are called.
+        non_finite: what to do about an update whose loss or gradient is NaN or infinite:
+            ``"raise"`` stops the run before it; ``"skip"`` leaves it out and counts it. Defaults
+            to ``"raise"``.
         retention: (optional) which checkpoints to keep; all by default.
         async_saving: whether training goes on while a checkpoint is written. It costs one copy of
             the state in host memory, and the time to make that copy. Defaults to false.
@@ -109,6 +113,7 @@ class Trainer:
         print_banner: bool = True,
         *,
         plugins: Sequence[Plugin] = (),
+        non_finite: str = "raise",
         retention: Retention | None = None,
         async_saving: bool = False,
         tolerate_failed_saves: bool = False,
@@ -150,6 +155,7 @@ class Trainer:
             enable_file_logging=enable_file_logging,
             log_path=self.log_path,
         )
+        self.non_finite = check.check_choice("non_finite", non_finite, POLICIES)
         self.retention = check.check_retention(retention, self.chkpt_root)
         self.async_saving = check.check_bool("async_saving", async_saving)
         self.tolerate_failed_saves = check.check_bool(

@@ -34,7 +34,8 @@ def expected(opened):
         for ahead in (1, 2)
         for kept in (True, False)
         if workers < 4 or (kept and ahead == 2)
-    ],
+    ]
+    + [{"num_workers": 2, "prefetch_factor": 8, "persistent_workers": False}],
     ids=str,
 )
 def test_batches_do_not_depend_on_the_workers(opened, expected, options):

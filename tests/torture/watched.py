@@ -23,7 +23,19 @@ from helios.trainer.store.store import Store
 from tests.torture.aims import Aim
 from tests.torture.board import Board, Phase, Saving
 
-_OPERATIONS = ["create", "write", "fsync", "close", "open", "replace", "unlink", "listdir", "mkdir", "fsync_dir", "lock"]
+_OPERATIONS = [
+    "create",
+    "write",
+    "fsync",
+    "close",
+    "open",
+    "replace",
+    "unlink",
+    "listdir",
+    "mkdir",
+    "fsync_dir",
+    "lock",
+]
 
 
 class Watch:

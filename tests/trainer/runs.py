@@ -97,8 +97,14 @@ def run(root=None, model=None, data=None, **arguments) -> helios.Trainer:
 
 
 def names(folder) -> list[str]:
-    """Return the names of the files below a folder."""
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+    """Return the names of the files below a folder, without manifests and locks.
+
+    A manifest belongs to its checkpoint, and every checkpoint has one.
+    """
+    files = {path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    manifests = {path.with_suffix(".json") for path in files if path.suffix == ".pth"}
+    assert manifests <= files
+    return sorted(path.name for path in files - manifests)
 
 
 def params(model) -> dict[str, torch.Tensor]:

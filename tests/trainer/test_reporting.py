@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from helios.functional.state import TrainingState
 from helios.trainer.progress import Progress
+from helios.trainer.store import store
 from tests import zoo
 from tests.trainer.runs import Batches, FailsAt, Stopper, run, trainer
 
@@ -83,6 +84,35 @@ def test_every_step_is_there_once_after_crashes(tmp_path):
     shown = steps_of(tmp_path / "runs")
     assert shown["train/loss"] == list(range(1, 10))
     assert shown["valid/loss"] == [2, 4, 6, 8]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("cut", [1, 7, 30, 60])
+def test_every_step_is_there_once_after_kills_that_cut_the_file_off(tmp_path, cut):
+    arguments = board(tmp_path, print_frequency=1, chkpt_frequency=2)
+    for steps in (4, 6, 8):
+        run(tmp_path / "c", zoo.Noisy(), data(), steps=steps + 1, **arguments)
+        # As if it had been killed after its last checkpoint, with the end of its file unwritten.
+        for suffix in ("json", "pth"):
+            for path in (tmp_path / "c").rglob(f"*iter_{steps + 1}.{suffix}"):
+                path.unlink()
+        last = max((tmp_path / "runs").rglob("*tfevents*"), key=lambda path: path.name)
+        last.write_bytes(last.read_bytes()[:-cut])
+    run(tmp_path / "c", zoo.Noisy(), data(), steps=9, **arguments)
+    assert steps_of(tmp_path / "runs")["train/loss"] == list(range(1, 10))
+
+
+def test_what_is_shown_of_a_checkpoint_is_written_before_it(tmp_path, monkeypatch):
+    def committed(*args):
+        shown.append(steps_of(tmp_path / "runs"))
+        return commit(*args)
+
+    shown, commit = [], store.commit
+    monkeypatch.setattr(store, "commit", committed)
+    arguments = board(tmp_path, print_frequency=1, valid_frequency=2, chkpt_frequency=4)
+    run(tmp_path / "c", zoo.Noisy(), data(), steps=8, **arguments)
+    assert [steps["train/loss"][-1] for steps in shown] == [4, 8]
+    assert [steps["valid/loss"][-1] for steps in shown] == [4, 8]
 
 
 def test_a_stop_before_an_owed_validation_reports_it_once(tmp_path):

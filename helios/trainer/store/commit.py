@@ -72,6 +72,7 @@ def commit(
     stem: str,
     write: Callable[[Any], None],
     describe: Callable[[str, int, str], Manifest],
+    check: Callable[[IO[bytes], int], None] = lambda file, size: None,
 ) -> Manifest:
     """Write a checkpoint and its manifest; see the module.
 
@@ -81,6 +82,7 @@ def commit(
         stem: the name that the checkpoint is to have; if it is taken, a number follows it.
         write: writes the content into a file.
         describe: ``(file name, size, sha256) -> manifest``.
+        check: ``(file, size)``: raises if what was written would be refused when it is read.
 
     Returns:
         The manifest, once the checkpoint is on the disk.
@@ -95,6 +97,8 @@ def commit(
     named = False
     try:
         size, digest = _write(fs, temporary, write)
+        with fs.open(temporary) as written:
+            check(written, size)
         manifest = describe(file.name, size, digest)
         write_file(fs, hidden, encode(manifest))
         fs.fsync_dir(folder)
@@ -105,8 +109,9 @@ def commit(
         with contextlib.suppress(OSError):
             fs.unlink(temporary)
         if named:
+            # As in a removal: a file without any manifest could not be told from a stranger's.
             with contextlib.suppress(OSError):
-                fs.unlink(manifest_file)
+                fs.replace(manifest_file, hidden)
             with contextlib.suppress(OSError):
                 _finish_removal(fs, folder, stem)
         else:

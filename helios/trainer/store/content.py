@@ -27,6 +27,8 @@ from helios.trainer.store.manifest import SCHEMA
 PARTS = ("training_state", "carry", "model", "plan", "rng", "log", "plugins", "data", "fingerprint")
 """What every checkpoint has, beside the versions."""
 
+_DICTS = tuple(part for part in PARTS if part not in ("carry", "data"))
+_NUMBERS = (*COUNTERS, "seed", "window_iter")
 _TAG = "__struct__"
 
 
@@ -73,6 +75,14 @@ def check_parts(content: Any, path: Path) -> None:
             f"{str(path)!r} is not a whole checkpoint: it lacks {', '.join(missing)}. Move it away "
             "to go on from the checkpoint before it."
         )
+    wrong = [part for part in _DICTS if not isinstance(content[part], dict)]
+    if wrong:
+        raise CorruptCheckpointError(
+            f"{str(path)!r} is not a checkpoint as helios writes it: {', '.join(wrong)} is no dict"
+        )
+    missing = [name for name in _NUMBERS if name not in content["training_state"]]
+    if missing:
+        raise CorruptCheckpointError(f"{str(path)!r} lacks the counters {', '.join(missing)}")
 
 
 def restore_state(content: dict[str, Any], like: TrainingState) -> TrainingState:
@@ -100,11 +110,8 @@ def stored_state(content: dict[str, Any]) -> TrainingState:
         CheckpointError: if it holds what this helios does not know.
     """
     counters = content["training_state"]
-    missing = [n for n in (*COUNTERS, "seed", "window_iter") if n not in counters]
-    if missing:
-        raise CorruptCheckpointError(f"the checkpoint lacks the counters {', '.join(missing)}")
     return TrainingState(
-        **{name: counters[name] for name in (*COUNTERS, "seed", "window_iter")},
+        **{name: counters[name] for name in _NUMBERS},
         carry=_from_builtins(content["carry"]),
     )
 

@@ -15,6 +15,8 @@ from helios.trainer.store.fs import Fs, write_all
 
 NAME = ".lock"
 _LIMIT = 1 << 12
+_TRIES, _PAUSE = 50, 0.02
+"""How often, and after how many seconds each, to look again for the name of a new holder."""
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -60,9 +62,38 @@ def acquire(fs: Fs, folder: Path) -> int:
 
 
 def _describe(fs: Fs, path: Path) -> str:
-    try:
-        with fs.open(path) as file:
-            holder = msgspec.json.decode(read_all(file, _LIMIT), type=Holder)
-    except (OSError, msgspec.MsgspecError):
+    """Say who holds a lock.
+
+    Who has just taken it writes its name next: until then, the file is empty, or names one that
+    held it before and has ended.
+    """
+    holder = _read(fs, path)
+    for _ in range(_TRIES):
+        if holder is not None and not _has_ended(holder):
+            break
+        time.sleep(_PAUSE)
+        holder = _read(fs, path)
+    if holder is None:
         return "another process"
     return f"process {holder.pid} on {holder.host} (since {holder.since})"
+
+
+def _read(fs: Fs, path: Path) -> Holder | None:
+    try:
+        with fs.open(path) as file:
+            return msgspec.json.decode(read_all(file, _LIMIT), type=Holder)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _has_ended(holder: Holder) -> bool:
+    """Tell whether a holder is known to be gone; nothing is known of other machines."""
+    if holder.host != socket.gethostname() or holder.pid <= 0:
+        return False
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False

@@ -35,7 +35,7 @@ def unpin_checkpoint(path: str | Path) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             OsFs().unlink(marker)
-            OsFs().fsync_dir(marker.parent)
+        OsFs().fsync_dir(marker.parent)  # in any case: who removed it may not have come so far
     except OSError as error:
         raise CheckpointError(
             f"cannot remove {str(marker)!r}: {error.strerror or error}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import IO, Any
 import msgspec
 import torch
 
+from helios.core.safe_load import UNREADABLE
 from helios.errors import CheckpointError, CheckpointVersionError, CorruptCheckpointError
 from helios.trainer.store.commit import load_manifest
 from helios.trainer.store.content import check_parts
@@ -223,19 +223,30 @@ def _load(file: IO[bytes]) -> Any:
     """Load a file, telling bytes that make no sense from a disk that fails."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
+    except (OSError, SystemError) as error:
+        failure = _failed_read(error)
+        if failure is None:
             raise
-        raise _NotLoadableError("it points to places outside of itself") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError) as error:
+        if failure.errno != errno.EINVAL:
+            raise failure from None
+        raise _NotLoadableError("it points to places outside of itself") from failure
+    except UNREADABLE as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise _NotLoadableError(first_line) from error
 
 
+def _failed_read(error: BaseException | None) -> OSError | None:
+    """Return the system's error: torch reads on after it, and Python then shows a SystemError."""
+    while isinstance(error, SystemError):
+        error = error.__cause__
+    return error if isinstance(error, OSError) else None
+
+
 def _check_agreement(content: dict[str, Any], manifest: Manifest, path: Path) -> None:
     """Check that manifest and content speak of the same state."""
-    saved = content["training_state"]
-    expected = {**manifest.counters, "seed": manifest.seed, "window_iter": manifest.window_iter}
+    numbers = {**manifest.counters, "seed": manifest.seed, "window_iter": manifest.window_iter}
+    expected = {**numbers, "plan": msgspec.to_builtins(manifest.plan)}
+    saved = {**content["training_state"], "plan": content["plan"]}
     if saved != expected:
         wrong = sorted(k for k in {*saved, *expected} if saved.get(k) != expected.get(k))
         raise CorruptCheckpointError(

@@ -8,7 +8,7 @@ import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from helios.errors import CheckpointError
 from helios.trainer.store import lock
@@ -87,6 +87,7 @@ class Store:
         name: str,
         write: Callable[[Any], None],
         describe: Callable[[str, int, str, int], Manifest],
+        check: Callable[[IO[bytes], int], None] = lambda file, size: None,
     ) -> Manifest:
         """Commit a checkpoint, and then remove those that need not be kept.
 
@@ -94,6 +95,7 @@ class Store:
             name: the file name that it is to have.
             write: writes the content into a file.
             describe: ``(file name, size, sha256, sequence) -> manifest``.
+            check: ``(file, size)``: raises if what was written would be refused when it is read.
 
         Returns:
             The manifest, once the checkpoint is on the disk.
@@ -115,6 +117,7 @@ class Store:
                 stem,
                 write,
                 lambda file, size, digest: describe(file, size, digest, self._sequence),
+                check,
             )
         except OSError as error:
             raise CheckpointError(
@@ -143,12 +146,17 @@ class Store:
 
 
 def _make(fs: Fs, folder: Path) -> None:
-    """Make a folder and its parents, so that they stay."""
+    """Make a folder and its parents, so that they stay.
+
+    The process that made the last one that is there may have ended before it had synced it.
+    """
     missing = []
     path = folder
     while not path.exists():
         missing.append(path)
         path = path.parent
+    with contextlib.suppress(PermissionError):  # then the folder above is not ours, nor what it has
+        fs.fsync_dir(path.parent)
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):  # another run makes its own beside it
             fs.mkdir(path)
