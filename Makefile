@@ -20,6 +20,9 @@ tests: .venv/dev
 nightly: .venv/dev ## the laws with 10,000 examples each
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 property_tests
 
+torture: .venv/dev ## an hour of SIGKILLs, failing disks and hostile files; needs Linux
+	$(BIN)/python -m tests.torture --minutes $(or $(MINUTES),60) --report torture.md
+
 demo: .venv/demo ## trains a classifier of handwritten digits
 	$(BIN)/python -m helios.examples.digits
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from tests.torture import others
 from tests.torture.campaign import Campaign, orders
 from tests.torture.fits import CONFIGURATIONS
 from tests.torture.tally import Tally
@@ -41,9 +42,7 @@ def main() -> int:
     shapes = [shape.seconds for shape in campaign.shapes.values()]
     say(f"prepared; a whole run takes {min(shapes):.3f} to {max(shapes):.3f} s")
     if not arguments.kills_only:
-        from tests.torture import others
-
-        others.run(tally, say, campaign, arguments.seed, lambda: bool(stopped))
+        others.run(campaign.nursery, tally, say, root, arguments.seed, lambda: bool(stopped))
     said = [time.monotonic()]
 
     def over() -> bool:

@@ -30,6 +30,11 @@ class Phase(IntEnum):
     REMOVAL = 10
     FINISH = 11
 
+    @property
+    def title(self) -> str:
+        """The name for the table."""
+        return self.name.lower().replace("_", " ")
+
 
 class Saving(IntEnum):
     """What the store is doing, maybe in a thread of its own."""
@@ -66,7 +71,7 @@ class Board:
         micro_batches: those that were begun, of the state that the loop holds.
         arrived: ``micro_batches`` when the handler of a signal first ran, -1 if it did not.
         arrived_in: the phase then.
-        failures: exceptions of the child's own wrapper.
+        handlers_set: 1 once the handlers of signals are set.
     """
 
     phase = _Number(0)
@@ -119,4 +124,4 @@ class Board:
         phase, saving = Phase(self.phase), Saving(self.saving)
         if saving is not Saving.NOTHING and phase not in (Phase.SAVE, Phase.REMOVAL):
             return "save in the background"
-        return phase.name.lower().replace("_", " ")
+        return phase.title

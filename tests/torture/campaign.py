@@ -12,8 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from helios.trainer.store import read_checkpoint
 from tests.torture.aims import POINTS, Aim, Shape, draw_aim
-from tests.torture.board import LAST_SEQUENCE, Board
+from tests.torture.board import LAST_SEQUENCE, Board, Phase
 from tests.torture.children import Child, Nursery
 from tests.torture.fits import Configuration, fit
 from tests.torture.judging import Problem, Reference, after_death, at_the_end, newest, position
@@ -206,7 +207,7 @@ class Campaign:
         lines = (folder / "leg-0.events").read_text().splitlines()
         contents = {}
         for path in (folder / "chkpt" / "recorded").glob("*.pth"):
-            content = _read(path)
+            content = read_checkpoint(path)
             contents[position(content)] = content
         last = newest(folder)
         assert last is not None
@@ -257,9 +258,7 @@ class Campaign:
             board = trial.board
             place = board.place
             if board.arrived >= 0:
-                from tests.torture.board import Phase
-
-                place = Phase(board.arrived_in).name.lower().replace("_", " ")
+                place = Phase(board.arrived_in).title
             self.tally.hit(number, place, group=child.aim is not None and child.aim.group)
         if trial.judge(status, child.aim, sent=child.sent):
             self._leg(trial)
@@ -285,8 +284,7 @@ class Campaign:
             if time.monotonic() - child.started > STUCK_AFTER:
                 self.say(f"HUNG: {trial.order.name}, {child.aim}, in {trial.board.place}")
                 self.tally.problems["hung"] += 1
-                child.aim = Aim(number=int(signal.SIGKILL), group=True)
-                child.hit()
+                child.end()
 
     def rest(self, seconds: float) -> None:
         """Wait until every orphan is gone, or is a leak."""
@@ -296,9 +294,3 @@ class Campaign:
         self.tally.leaked += len(self.nursery.leaked)
         for leak in self.nursery.leaked:
             self.say(f"LEAKED: {leak}")
-
-
-def _read(path: Path) -> dict[str, object]:
-    from helios.trainer.store import read_checkpoint
-
-    return read_checkpoint(path)

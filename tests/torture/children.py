@@ -20,8 +20,7 @@ from tests.torture.watched import restore_signals
 LEAKED_AFTER = 10.0
 """Seconds after which an orphan is a leak; a worker looks for its parent every five."""
 
-_SUBREAPER = 36
-_DEAF = select.POLLIN
+_SUBREAPER = 36  # of prctl(2)
 
 
 def adopt_orphans() -> None:
@@ -69,6 +68,12 @@ class Child:
                 os.killpg(self.pid, self.aim.number)
             else:
                 os.kill(self.pid, self.aim.number)
+
+    def end(self) -> None:
+        """Kill it and everything that it began."""
+        self.due = None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Close what the parent holds of it."""
