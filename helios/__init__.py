@@ -31,6 +31,7 @@ from helios.trainer import TrainingState as TrainingState
 from helios.trainer import TrainingUnit as TrainingUnit
 from helios.trainer.replay import recorded_digests as recorded_digests
 from helios.trainer.replay import replay as replay
+from helios.trainer.reproduce import reproduce as reproduce
 from helios.trainer.store import Retention as Retention
 from helios.trainer.store import pin_checkpoint as pin_checkpoint
 from helios.trainer.store import unpin_checkpoint as unpin_checkpoint

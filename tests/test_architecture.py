@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "data": {"functional", "core"} | LEAVES,
     "plugins": {"functional", "core"} | LEAVES,
     "trainer": {"functional", "core", "optim", "model", "data", "plugins"} | LEAVES,
+    "debug": {"trainer", "data", "model"} | LEAVES,
 }
 IMPURE = {"os", "pathlib", "time", "logging", "random", "socket", "subprocess", "threading", "io"}
 IMPURE_TORCH = {"torch.distributed", "torch.cuda", "torch.multiprocessing"}

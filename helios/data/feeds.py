@@ -49,6 +49,9 @@ class Feed(Protocol):
     def batch(self, epoch: int, number: int) -> str:
         """Name a batch, for an error that arose from it."""
 
+    def indices(self, epoch: int, number: int) -> list[Any] | None:
+        """Return the indices of a batch without fetching it; None if they are not known."""
+
     def death(self, error: Exception) -> str | None:
         """Say how a worker died, if an error came from that."""
 
@@ -93,6 +96,10 @@ class WorkerFeed:
         """Name a batch."""
         return f"batch {number} of epoch {epoch} (both from 0)"
 
+    def indices(self, epoch: int, number: int) -> list[Any] | None:
+        """Return None: what the loader reads cannot be asked."""
+        return None
+
 
 class IndexedFeed(WorkerFeed):
     """A loader made by `create_dataloader` of an indexable dataset: goes there by index."""
@@ -129,10 +136,14 @@ class IndexedFeed(WorkerFeed):
     def batch(self, epoch: int, number: int) -> str:
         """Name a batch and its indices."""
         name = super().batch(epoch, number)
-        if self.plan.resumable:
-            indices = self.plan.sampler.indices(epoch, number)
-            name += f", of the indices {list(islice(indices, self.plan.batch_size))}"
-        return name
+        indices = self.indices(epoch, number)
+        return name if indices is None else f"{name}, of the indices {indices}"
+
+    def indices(self, epoch: int, number: int) -> list[Any] | None:
+        """Return the indices of a batch, if the sampler can say them from there on."""
+        if not self.plan.resumable:
+            return None
+        return list(islice(self.plan.sampler.indices(epoch, number), self.plan.batch_size))
 
 
 class StreamFeed(WorkerFeed):

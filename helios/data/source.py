@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
 
+from helios.core.rng import preserved_rng
 from helios.data.batches import KeyedBatchSampler
 from helios.data.checks import check_integer
 from helios.data.feeds import Feed, IndexedFeed, StreamFeed
@@ -123,6 +124,27 @@ class EpochSource:
         finally:
             if opened == self._opened:
                 self._feed.end()
+
+    def indices(self, epoch: int, number: int) -> list[int] | None:
+        """Return the indices of a batch; nothing is fetched, and what is open goes on.
+
+        Args:
+            epoch: counted from 0.
+            number: the batch in that epoch, counted from 0.
+
+        Returns:
+            None where they are not known: for iterable datasets, for samplers and loaders of the
+            user's own, and where an index is no int.
+
+        Example:
+            >>> EpochSource(["a", "b"]).indices(0, 1) is None
+            True
+        """
+        with preserved_rng():
+            indices = self._feed.indices(epoch, number)
+        if indices is None or any(type(index) is not int for index in indices):
+            return None
+        return indices
 
     def state_after(self, batches: int) -> dict[str, Any] | None:
         """Return the position of an iterable dataset, as it says it itself.

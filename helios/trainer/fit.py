@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from helios.functional.tree import place
 from helios.model.hooks import ModelHooks, overridden
 from helios.model.model import Model
 from helios.trainer.banner import banner
+from helios.trainer.crash import record_crash
 from helios.trainer.evaluate import test as evaluate_test
 from helios.trainer.fingerprint import fingerprint, lost_promises
 from helios.trainer.hooks import Hooks
@@ -38,8 +39,27 @@ if TYPE_CHECKING:
     from helios.trainer.trainer import Trainer
 
 
+Takeover = Callable[["Trainer", Model, DataModule], bool]
+"""Does something else in the place of a fit, or returns False to let it run."""
+
+_instead: Takeover | None = None
+
+
+@contextlib.contextmanager
+def taken_over(by: Takeover) -> Iterator[None]:
+    """Ask ``by`` before every fit of this process, in any thread; `helios.debug` alone does so."""
+    global _instead
+    before, _instead = _instead, by
+    try:
+        yield
+    finally:
+        _instead = before
+
+
 def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
     """Run a fit to its end, from the last checkpoint if there is one."""
+    if _instead is not None and _instead(trainer, model, datamodule):
+        return
     signals = Signals(trainer.chkpt_root is not None)
     with session(trainer, model, datamodule), contextlib.ExitStack() as stack:
         hooks = Hooks(trainer.plugins, model)
@@ -124,6 +144,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 loop.save_resumable()
             except Exception as error:
                 failure.add_note(f"the state before it could not be saved: {error}")
+            record_crash(failure, loop, store, train, plan, environment_now)
             raise
     signals.leave()
 

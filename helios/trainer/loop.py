@@ -44,6 +44,7 @@ from helios.functional.state import (
     timed,
 )
 from helios.functional.step import Step, custom_step
+from helios.trainer.crash import Stage
 from helios.trainer.evaluate import validate
 from helios.trainer.hooks import Hooks
 from helios.trainer.report import Reporter
@@ -81,6 +82,7 @@ class Loop:
         state: the state now.
         resumable: the last state that a run can go on from exactly, None while a step is under way.
         batch: the micro-batch that is under way, None between two.
+        stage: what of the last micro-batch was begun last.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Loop:
         self.state = TrainingState()
         self.resumable: TrainingState | None = None
         self.batch: Batch | None = None
+        self.stage: Stage = "fetch"
         self._rewind: Callable[[], None] | None = None
 
     def run(
@@ -192,12 +195,13 @@ class Loop:
 
     def _on_batch(self, event: Batch) -> Outcome:
         hooks = self._hooks
-        self.batch = event
+        self.batch, self.stage = event, "fetch"
         batch = self._ahead.popleft() if self._ahead else next(self._batches)
         self._poll()
         batch = self._move(batch)
         # The loss and the hooks see these counters, in their arguments and as trainer.state.
         self.state = state = begin_batch(self.state, update=event.update)
+        self.stage = "batch_start"
         if hooks.draws_before_loss:
             self._remember()
             rng.seed_generators(rng.fold(state.seed, "batch_start", state.global_iteration))
@@ -206,13 +210,13 @@ class Loop:
             if hooks.batch_start is not None:
                 hooks.batch_start(state)
             state = self._take_up(state)
-        self.resumable = None
+        self.resumable, self.stage = None, "step"
         state = self._step.compute(state, batch, donate=True)
         if self._custom:
             self._hold(state)
         now = time.perf_counter()
         self.state = state = timed(state, now - self._clock)
-        self._clock = now
+        self._clock, self.stage = now, "batch_end"
         if hooks.batch_end is not None:
             hooks.batch_end(state, event.log)
             state = self._take_up(state)

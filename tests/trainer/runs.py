@@ -97,11 +97,13 @@ def run(root=None, model=None, data=None, **arguments) -> helios.Trainer:
 
 
 def names(folder) -> list[str]:
-    """Return the names of the files below a folder, without manifests and locks.
+    """Return the names of the files below a folder, without manifests, locks and crashes.
 
     A manifest belongs to its checkpoint, and every checkpoint has one.
     """
     files = {path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    # A failing step leaves its record, and pins the checkpoint to begin at.
+    files = {path for path in files if path.suffix != ".pin" and path.parent.name != "crashes"}
     manifests = {path.with_suffix(".json") for path in files if path.suffix == ".pth"}
     assert manifests <= files
     return sorted(path.name for path in files - manifests)

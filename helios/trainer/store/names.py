@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def find_last_checkpoint(root: Path | None) -> Path | None:
             counters = parse_counters(path.stem, root.name)
             if counters is not None:
                 committed = path.with_suffix(".json").is_file()
-                found.append((committed, counters, path.stat().st_mtime_ns, path.name, path))
+                with contextlib.suppress(FileNotFoundError):  # a run may be removing it
+                    found.append((committed, counters, path.stat().st_mtime_ns, path.name, path))
     return max(found)[-1] if found else None
 
 

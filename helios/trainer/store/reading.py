@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -219,27 +219,50 @@ class _NotLoadableError(Exception):
     """The bytes of a file are not those of ``torch.save``."""
 
 
+class _Remembering:
+    """A file to read that remembers how a read of it failed: torch shows errors of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file: Any = file
+        self.error: BaseException | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(self._try(self._file.read, size))
+
+    def readinto(self, buffer: Any) -> int:
+        return int(self._try(self._file.readinto, buffer))
+
+    def readline(self) -> bytes:
+        return bytes(self._try(self._file.readline))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._try(self._file.seek, offset, whence))
+
+    def tell(self) -> int:
+        return int(self._try(self._file.tell))
+
+    def _try(self, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except BaseException as error:
+            if self.error is None:  # torch reads on after the first
+                self.error = error
+            raise
+
+
 def _load(file: IO[bytes]) -> Any:
     """Load a file, telling bytes that make no sense from a disk that fails."""
+    remembering: Any = _Remembering(file)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, SystemError) as error:
-        failure = _failed_read(error)
-        if failure is None:
-            raise
-        if failure.errno != errno.EINVAL:
+        return torch.load(remembering, map_location="cpu", weights_only=True)
+    except (*UNREADABLE, OSError, SystemError) as error:
+        failure = remembering.error
+        if isinstance(failure, OSError) and failure.errno == errno.EINVAL:
+            raise _NotLoadableError("it points to places outside of itself") from error
+        if failure is not None:
             raise failure from None
-        raise _NotLoadableError("it points to places outside of itself") from failure
-    except UNREADABLE as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise _NotLoadableError(first_line) from error
-
-
-def _failed_read(error: BaseException | None) -> OSError | None:
-    """Return the system's error: torch reads on after it, and Python then shows a SystemError."""
-    while isinstance(error, SystemError):
-        error = error.__cause__
-    return error if isinstance(error, OSError) else None
 
 
 def _check_agreement(content: dict[str, Any], manifest: Manifest, path: Path) -> None:

@@ -33,6 +33,9 @@ class Store:
         RunLockedError: if another run writes there.
         CheckpointError: if the folder cannot be made or written into, is a link, or is another
             user's.
+
+    Attributes:
+        newest: the file name of the checkpoint that was read or committed last, None before.
     """
 
     def __init__(self, folder: Path, retention: Retention | None = None, fs: Fs | None = None):
@@ -42,6 +45,7 @@ class Store:
         self._fs: Fs = OsFs() if fs is None else fs
         self._broken: set[str] = set()
         self._lock: int | None = None
+        self.newest: str | None = None
         try:
             _make(self._fs, folder)
             _check_owner(folder)
@@ -80,7 +84,10 @@ class Store:
 
         See `helios.trainer.store.reading.last_valid`.
         """
-        return last_valid(self._fs, self.folder, self.save_name, self._broken)
+        found = last_valid(self._fs, self.folder, self.save_name, self._broken)
+        if found is not None:
+            self.newest = found[1].name
+        return found
 
     def save(
         self,
@@ -124,6 +131,7 @@ class Store:
                 f"cannot write into {str(self.folder)!r}: {error.strerror or error}"
             ) from error
         self._manifests[manifest.stem] = manifest
+        self.newest = manifest.file
         self._collect(manifest)
         return manifest
 

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from helios.functional.plan import Plan
@@ -46,6 +47,7 @@ def payload(step: int) -> bytes:
         part: {} for part in ("carry", "model", "plan", "rng", "log", "plugins", "fingerprint")
     }
     content["data"] = None
+    content["plan"] = msgspec.to_builtins(Plan())
     content["model"] = {"weight": torch.arange(64) * 1000 + step}
     content["training_state"] = {**counters(step), "seed": 0, "window_iter": 0}
     file = io.BytesIO()
