@@ -10,6 +10,10 @@ import msgspec
 POINTS = (
     "operation",
     "operation done",
+    "removal",
+    "removal done",
+    "write",
+    "write done",
     "validation",
     "validation batch",
     "validation done",
@@ -64,17 +68,21 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 _WEIGHTS = {
-    "": 30,
-    "operation": 8,
-    "operation done": 8,
-    "validation": 5,
-    "validation batch": 4,
-    "validation done": 2,
-    "epoch end": 5,
-    "epoch end done": 3,
-    "worker start": 4,
-    "worker started": 6,
-    "workers started": 3,
+    "": 18,
+    "operation": 12,
+    "operation done": 12,
+    "removal": 6,
+    "removal done": 6,
+    "write": 3,
+    "write done": 3,
+    "validation": 6,
+    "validation batch": 5,
+    "validation done": 4,
+    "epoch end": 9,
+    "epoch end done": 6,
+    "worker start": 8,
+    "worker started": 10,
+    "workers started": 6,
     "fetch": 4,
     "step": 4,
     "step done": 2,
@@ -82,6 +90,7 @@ _WEIGHTS = {
     "save done": 3,
     "finish": 1,
 }
+"""How often each point is aimed at, so that an hour hits each phase some thousand times."""
 
 
 def draw_aim(

@@ -212,11 +212,15 @@ class WatchedFs(OsFs):
 
     @staticmethod
     def _counted(watch: Watch, operation: Callable[..., Any]) -> Callable[..., Any]:
+        # A save writes hundreds of times: among the other operations nothing else would be hit.
+        usual = "write" if operation.__name__ == "write" else "operation"
+
         def counted(*args: Any) -> Any:
             watch.board.operations += 1
-            watch.reach("operation")
+            point = "removal" if watch.board.saving == Saving.REMOVAL else usual
+            watch.reach(point)
             result = operation(*args)
-            watch.reach("operation done")
+            watch.reach(f"{point} done")
             return result
 
         return counted
