@@ -92,7 +92,10 @@ class OsFs:
 
     def close(self, descriptor: int) -> None:
         """Close a descriptor, and with it give up a lock that it holds; see `Fs`."""
-        _locked.discard(descriptor)
+        if descriptor in _locked:
+            _locked.discard(descriptor)
+            if fcntl is not None:  # a child that was forked just now still has a copy
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
     def open(self, path: Path) -> IO[bytes]:

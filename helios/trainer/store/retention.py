@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 
 import msgspec
@@ -79,7 +80,7 @@ def superfluous(
 
 def _by_score(manifests: Iterable[Manifest]) -> list[Manifest]:
     """Sort those that can be compared with the newest score, the best first."""
-    scored = [m for m in manifests if m.score is not None]
+    scored = [m for m in manifests if m.score is not None and math.isfinite(m.score)]
     if not scored:
         return []
     metric, mode = scored[-1].metric, scored[-1].mode

@@ -63,11 +63,15 @@ class Bench:
         return Counts(self.outcomes.total(), dict(self.outcomes))
 
 
+def in_memory() -> str | None:
+    """Return where to make folders: no fault here needs a real disk, and on one they take long."""
+    memory = "/dev/shm"
+    return memory if os.access(memory, os.W_OK) else None
+
+
 @contextlib.contextmanager
 def bench() -> Iterator[Bench]:
-    memory = "/dev/shm"  # no fault here needs a real disk, and making folders on one takes long
-    where = memory if os.access(memory, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="helios-", dir=where) as root:
+    with tempfile.TemporaryDirectory(prefix="helios-", dir=in_memory()) as root:
         yield Bench(Path(root))
 
 
