@@ -24,7 +24,7 @@ FULL = manifest(
     3,
     plan=Plan(unit=TrainingUnit.ITERATION, total_steps=9, valid_frequency=2),
     fingerprint={"torch": "2", "threads": 1, "deterministic": True},
-    metric="añ\n\"",
+    metric='añ\n"',
     mode="max",
     score=-0.1,
     finite=False,
