@@ -157,7 +157,7 @@ def test_the_manifest_of_another_file_is_not_read():
 
 @pytest.mark.parametrize("fields", [{}, {"new": 1}, {"plan": "other"}, {"size": "much"}], ids=str)
 def test_a_manifest_of_a_newer_helios_is_refused_by_name(fields):
-    with pytest.raises(CheckpointVersionError, match="helios 9.9 wrote it. Update helios"):
+    with pytest.raises(CheckpointVersionError, match=r"helios 9\.9 wrote it\. Update helios"):
         decode(with_fields(schema=SCHEMA + 1, version="9.9", **fields), FILE)
 
 
