@@ -76,26 +76,13 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         plan = make_plan(trainer, train, valid)
         environment_now = fingerprint(model, datamodule, trainer.non_finite)
         loggers = open_logs(trainer, model, content, stack, state.current_iteration + 1)
-        introduction = banner(model, plan, trainer.device)
-        if trainer.print_banner:
-            trainer.say(introduction)
-        if content is None and loggers.logger is not None:
-            loggers.logger.info(introduction)
+        _introduce(banner(model, plan, trainer.device), trainer, loggers, new=content is None)
         if content is not None:
             check_position(state, train.batches_per_epoch, content["plan"])
             take_up(train, content)
             trainer.say(f"Resuming training from checkpoint {path}", loggers.logger)
             _warn_of_lost_promises(content, environment_now)
-        progress = None
-        if trainer.enable_progress_bar:
-            progress = Progress(_total_updates(plan), state.current_iteration)
-        reporter = Reporter(
-            loggers.logger,
-            loggers.writer,
-            progress,
-            announce=lambda message: trainer.say(message, loggers.logger),
-        )
-        stack.callback(reporter.close)
+        reporter = _open_reporter(trainer, plan, state, loggers, stack)
         saver = None
         if store is not None:
             saver = Saver(
@@ -136,8 +123,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             if saver is not None:
                 saver.finish()
         except Interrupted as reason:
-            loop.save_resumable()
-            reporter.announce(f"The run was {reason}, and its state is saved. Run again to go on.")
+            reporter.announce(f"The run was {reason}. {_left(loop)}")
         except BaseException as failure:
             # Between two steps the state is whole: nothing of it is lost.
             try:
@@ -147,6 +133,43 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             record_crash(failure, loop, store, train, plan, environment_now)
             raise
     signals.leave()
+
+
+def _introduce(introduction: str, trainer: Trainer, loggers: Loggers, *, new: bool) -> None:
+    """Show the banner, and write that of a new run to its log."""
+    if trainer.print_banner:
+        trainer.say(introduction)
+    if new and loggers.logger is not None:
+        loggers.logger.info(introduction)
+
+
+def _open_reporter(
+    trainer: Trainer,
+    plan: Plan,
+    state: TrainingState,
+    loggers: Loggers,
+    stack: contextlib.ExitStack,
+) -> Reporter:
+    progress = None
+    if trainer.enable_progress_bar:
+        progress = Progress(_total_updates(plan), state.current_iteration)
+    reporter = Reporter(
+        loggers.logger,
+        loggers.writer,
+        progress,
+        announce=lambda message: trainer.say(message, loggers.logger),
+    )
+    stack.callback(reporter.close)
+    return reporter
+
+
+def _left(loop: Loop) -> str:
+    """Save the state of a run that is left, and say whether that went well; it is left anyway."""
+    try:
+        loop.save_resumable()
+    except Exception as error:
+        return f"Its state could not be saved: {error}"
+    return "Its state is saved; run again to go on."
 
 
 def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
