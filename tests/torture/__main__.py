@@ -38,7 +38,7 @@ def main() -> int:
     end = tally.begun + 60 * arguments.minutes
     warm(root)
     campaign = Campaign(root, tally, say)
-    campaign.prepare(CONFIGURATIONS)
+    campaign.prepare(CONFIGURATIONS, times=2)
     shapes = [shape.seconds for shape in campaign.shapes.values()]
     say(f"prepared; a whole run takes {min(shapes):.3f} to {max(shapes):.3f} s")
     if not arguments.kills_only:

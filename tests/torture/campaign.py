@@ -37,6 +37,7 @@ class Order(msgspec.Struct, frozen=True):
         number: the signal.
         points: where to hit, of `tests.torture.aims.POINTS`, and "" for random times.
         name: of its folder.
+        at_once: whether every hit at a point comes exactly there, and none some time later.
     """
 
     configuration: Configuration
@@ -45,6 +46,7 @@ class Order(msgspec.Struct, frozen=True):
     number: int
     points: tuple[str, ...]
     name: str
+    at_once: bool = False
 
 
 def orders(
@@ -101,7 +103,8 @@ class Trial:
         if self.left == 0:
             return None
         order = self.order
-        return draw_aim(self.chance, self.shape, self.left, order.number, order.points)
+        aim = draw_aim(self.chance, self.shape, self.left, order.number, order.points)
+        return msgspec.structs.replace(aim, delay=None) if aim.point and order.at_once else aim
 
     @property
     def acknowledged(self) -> dict[int, str]:
@@ -174,13 +177,18 @@ class Campaign:
         self._boards = [Board() for _ in range(AT_ONCE)]
         self._running: dict[int, tuple[Trial, Child]] = {}
 
-    def prepare(self, configurations: list[Configuration]) -> None:
-        """Run every configuration without a hit, and compare those that must be equal."""
-        for configuration in sorted(configurations, key=str):
+    def prepare(self, configurations: list[Configuration], times: int = 1) -> None:
+        """Run every configuration without a hit, and compare those that must be equal.
+
+        Args:
+            configurations: those that are to be hit.
+            times: how often each runs; the last time tells how long it takes.
+        """
+        for configuration in sorted(set(configurations) - self.shapes.keys(), key=str):
             plain = Configuration(configuration.plan)
             if configuration.plan not in self.references:
                 self.references[configuration.plan] = self._uninterrupted(plain)[0]
-            for _ in range(2):  # the first one warms up, for the measured time
+            for _ in range(times):
                 own, self.shapes[configuration] = self._uninterrupted(configuration)
             reference = self.references[configuration.plan]
             if own.events != reference.events or position(own.last) != position(reference.last):
@@ -263,6 +271,7 @@ class Campaign:
         if trial.judge(status, child.aim, sent=child.sent):
             self._leg(trial)
             return
+        self.tally.killed[trial.order.hits - trial.left] += 1
         if trial.problems:
             self._report(trial)
             return

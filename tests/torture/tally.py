@@ -30,6 +30,7 @@ class Tally:
         self.begun = time.monotonic()
         self.trials = self.finished = self.legs = self.leaked = 0
         self.hits: Counter[tuple[int, str]] = Counter()
+        self.killed: Counter[int] = Counter()
         self.groups = 0
         self.problems: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
@@ -42,6 +43,9 @@ class Tally:
     def signals(self, number: int) -> int:
         """Return how many processes a signal has ended."""
         return sum(count for (kind, _), count in self.hits.items() if kind == number)
+
+    def _killed(self, least: int, most: int) -> int:
+        return sum(count for hits, count in self.killed.items() if least <= hits <= most)
 
     @property
     def failed(self) -> bool:
@@ -64,6 +68,9 @@ class Tally:
             ("trials (runs)", self.trials),
             ("runs finished", self.finished),
             ("processes", self.legs),
+            ("runs hit once or twice", self._killed(1, 2)),
+            ("runs hit 3 to 9 times", self._killed(3, 9)),
+            ("runs hit 10 times", self._killed(10, 10)),
         ]
         for number in sorted({number for number, _ in self.hits}, key=lambda n: -self.signals(n)):
             name = signal.Signals(number).name

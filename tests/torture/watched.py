@@ -45,11 +45,16 @@ class Watch:
         board: what the harness sees.
         aim: where to hit, None for nowhere.
         notify: the descriptor of a pipe to the harness, for it to hit.
+
+    Attributes:
+        counts: how often it has come to each point.
+        arrived: called once a signal is noted.
     """
 
     def __init__(self, board: Board, aim: Aim | None, notify: int) -> None:
         self.board = board
         self.counts: Counter[str] = Counter()
+        self.arrived: Callable[[], object] = lambda: None
         self._aim = aim
         self._notify = notify
 
@@ -191,6 +196,7 @@ class Watch:
             if board.arrived < 0:
                 board.arrived, board.arrived_in = board.micro_batches, board.phase
             note(signals, number, frame)
+            self.arrived()
 
         return wrapper
 
