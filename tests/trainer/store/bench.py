@@ -81,5 +81,3 @@ def every_operation(run: Callable[[CountingFs], object]) -> Iterator[tuple[int, 
     run(fs)
     for at in range(1, fs.count + 1):
         yield from ((at, False, True), (at, True, False))
-
-

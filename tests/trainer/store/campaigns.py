@@ -5,10 +5,10 @@ The tests run them with small numbers; a torture run imports them with large one
     from tests.trainer.store import campaigns
     print(campaigns.power_loss(trials=1000, seed=7))
 
-| campaign | fault | seconds as the tests run it |
+| campaign | fault | how many |
 |---|---|---|
 | ``process_death(seed)`` | the process dies at every operation | exhaustive |
-| ``power_loss(trials, seed)`` | the power fails at every operation | ``trials`` random losses at each |
+| ``power_loss(trials, seed)`` | the power fails at every operation | ``trials`` losses at each |
 | ``operations_failed(seed)`` | every operation fails with each error | exhaustive |
 | ``corruption(trials, seed)`` | bytes of a checkpoint are changed | ``trials`` changes |
 | ``removal(seed)`` | a reader, or a crash, at every operation of a removal | exhaustive |

@@ -7,6 +7,7 @@ import errno
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from helios.trainer.store import Store
 from tests.trainer.store.bench import Bench, Counts, bench, every_operation

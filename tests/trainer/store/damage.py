@@ -91,7 +91,9 @@ def regions(data: bytes) -> dict[str, list[int]]:
     kinds = {"directory": list(range(archive.start_dir, len(data))), "header": [], "pickle": []}
     for entry in archive.infolist():
         start = entry.header_offset
-        name, extra = (int.from_bytes(data[start + at : start + at + 2], "little") for at in (26, 28))
+        name, extra = (
+            int.from_bytes(data[start + at : start + at + 2], "little") for at in (26, 28)
+        )
         content = start + 30 + name + extra
         kinds["header"] += range(start, content)
         if entry.filename.endswith("/data.pkl"):

@@ -81,7 +81,7 @@ class _Attempts:
         with self._open() as store:
             for step in (1, 2, 3):
                 self._save(store, step)
-        with mock.patch.object(pins, "OsFs", lambda: self.fs):
+        with mock.patch.object(pins, "OsFs", return_value=self.fs):
             for mark in (pin_checkpoint, unpin_checkpoint):
                 self._until_it_works(lambda mark=mark: mark(self._newest()))
         with self._open() as store:

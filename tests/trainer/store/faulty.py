@@ -20,7 +20,7 @@ Site = tuple[str, int]
 """The module and the line of a call."""
 
 
-class PowerCut(BaseException):  # noqa: N818 not an error to be handled
+class PowerCut(BaseException):
     """The process is dead: nothing after this may reach the disk."""
 
 

@@ -89,7 +89,7 @@ class Run:
 
     def _mark(self, step: int, mark: Callable[[Path], None], *, pinned: bool) -> None:
         self.ledger.pinned[step] = None
-        with mock.patch.object(pins, "OsFs", lambda: self.fs):
+        with mock.patch.object(pins, "OsFs", return_value=self.fs):
             if self._done(lambda: mark(self.folder / f"{stem(step)}.pth")):
                 self.ledger.pinned[step] = pinned
 
@@ -134,7 +134,7 @@ def judge(folder: Path, ledger: Ledger) -> str:
 
 
 def _check_names(folder: Path, ledger: Ledger) -> None:
-    """Check that there are whole checkpoints, pins, the lock and foreign files, and nothing else."""
+    """Check that there is nothing but whole checkpoints, pins, the lock and foreign files."""
     names = set(os.listdir(folder)) - {".lock"}
     if ledger.foreign:
         assert names >= FOREIGN, f"foreign files are gone: {sorted(FOREIGN - names)}"

@@ -301,14 +301,14 @@ def test_a_save_in_the_background_that_fails_surfaces_at_the_next_one(tmp_path, 
     SaveFails(monkeypatch, 1, EVER)
     made = trainer(tmp_path, steps=5, chkpt_frequency=1, async_saving=True)
     made.train_exceptions.append(CheckpointError)
-    with pytest.raises(CheckpointError, match="iter_1.pth"):
+    with pytest.raises(CheckpointError, match=r"iter_1\.pth"):
         made.fit(zoo.Line(), Batches(zoo.regression(5)))
     assert made.state.current_iteration == 2
 
 
 def test_the_failure_of_the_last_save_in_the_background_surfaces_at_the_end(tmp_path, monkeypatch):
     SaveFails(monkeypatch, 5, EVER)
-    with pytest.raises(CheckpointError, match="iter_3.pth"):
+    with pytest.raises(CheckpointError, match=r"iter_3\.pth"):
         fit(tmp_path, async_saving=True)
 
 

@@ -24,7 +24,7 @@ FULL = manifest(
     3,
     plan=Plan(unit=TrainingUnit.ITERATION, total_steps=9, valid_frequency=2),
     fingerprint={"torch": "2", "threads": 1, "deterministic": True},
-    metric="añ\n\"",
+    metric='añ\n"',
     mode="max",
     score=-0.1,
     finite=False,
@@ -157,7 +157,7 @@ def test_the_manifest_of_another_file_is_not_read():
 
 @pytest.mark.parametrize("fields", [{}, {"new": 1}, {"plan": "other"}, {"size": "much"}], ids=str)
 def test_a_manifest_of_a_newer_helios_is_refused_by_name(fields):
-    with pytest.raises(CheckpointVersionError, match="helios 9.9 wrote it. Update helios"):
+    with pytest.raises(CheckpointVersionError, match=r"helios 9\.9 wrote it\. Update helios"):
         decode(with_fields(schema=SCHEMA + 1, version="9.9", **fields), FILE)
 
 

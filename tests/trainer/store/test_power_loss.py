@@ -1,4 +1,4 @@
-"""C3: a power failure at any operation loses nothing that was acknowledged, and needs every sync."""
+"""C3: a power failure at any operation loses nothing acknowledged, and needs every sync."""
 
 from __future__ import annotations
 

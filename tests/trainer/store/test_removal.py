@@ -54,7 +54,7 @@ def test_a_removal_is_over_with_its_first_operation(folder):
 def test_a_removal_that_was_cut_off_is_no_stranger_to_readers(folder):
     with pytest.raises(OSError, match="full"):
         remove(CountingFs(UnsyncedFs(), 2, lambda: OSError(errno.ENOSPC, "full")), folder, stem(2))
-    content, path = last_valid(UnsyncedFs(), folder, NAME)  # and warns of nothing
+    _, path = last_valid(UnsyncedFs(), folder, NAME)  # and warns of nothing
     assert path.stem == stem(3)
 
 
