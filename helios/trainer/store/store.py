@@ -44,6 +44,8 @@ class Store:
         self._retention = retention
         self._fs: Fs = OsFs() if fs is None else fs
         self._broken: set[str] = set()
+        self._manifests: dict[str, Manifest] = {}
+        self._listed = False  # whether the manifests are those on the disk
         self._lock: int | None = None
         self.newest: str | None = None
         try:
@@ -51,7 +53,7 @@ class Store:
             _check_owner(folder)
             self._lock = lock.acquire(self._fs, folder)
             recover(self._fs, folder, self.save_name)
-            entries = committed(self._fs, folder, self.save_name)
+            self._list()
         except OSError as error:
             self.close()
             raise CheckpointError(
@@ -62,8 +64,6 @@ class Store:
         except BaseException:
             self.close()
             raise
-        self._manifests = {e.stem: e.manifest for e in entries if e.manifest is not None}
-        self._broken |= {e.stem for e in entries if e.manifest is None}
         self._sequence = max((m.sequence for m in self._manifests.values()), default=0)
 
     def close(self) -> None:
@@ -110,6 +110,7 @@ class Store:
         Raises:
             CheckpointError: if it cannot be written. What could not be removed is a warning.
         """
+        listed, self._listed = self._listed, False
         self._sequence += 1  # a failed save has used its number: it may yet be on the disk
         stem = name.removesuffix(".pth")
         if not is_stem(stem, self.save_name):
@@ -132,20 +133,31 @@ class Store:
             ) from error
         self._manifests[manifest.stem] = manifest
         self.newest = manifest.file
+        self._listed = listed
         self._collect(manifest)
         return manifest
+
+    def _list(self) -> None:
+        """Read which checkpoints there are."""
+        entries = committed(self._fs, self.folder, self.save_name)
+        self._manifests = {e.stem: e.manifest for e in entries if e.manifest is not None}
+        self._broken |= {e.stem for e in entries if e.manifest is None}
+        self._listed = True
 
     def _collect(self, newest: Manifest) -> None:
         """Remove what the retention does not keep; never what is broken, that is for people."""
         if self._retention is None:
             return
         try:
+            if not self._listed:  # a save or a removal failed: nobody knows how far it came
+                self._list()
             whole = [m for stem, m in self._manifests.items() if stem not in self._broken]
             kept = pinned(self._fs, self.folder)
             for stem in superfluous(self._retention, whole, newest.stem, kept):
                 del self._manifests[stem]
                 remove(self._fs, self.folder, stem)
         except OSError as error:
+            self._listed = False
             warnings.warn(
                 f"a checkpoint that is no longer needed could not be removed from "
                 f"{str(self.folder)!r}: {error.strerror or error}",

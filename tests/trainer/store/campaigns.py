@@ -5,7 +5,7 @@ The tests run them with small numbers; a torture run imports them with large one
     from tests.trainer.store import campaigns
     print(campaigns.power_loss(trials=1000, seed=7))
 
-| campaign | fault | how often |
+| campaign | fault | how many |
 |---|---|---|
 | ``process_death(seed)`` | the process dies at every operation | exhaustive |
 | ``power_loss(trials, seed)`` | the power fails at every operation | ``trials`` losses at each |

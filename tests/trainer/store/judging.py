@@ -134,7 +134,7 @@ def judge(folder: Path, ledger: Ledger) -> str:
 
 
 def _check_names(folder: Path, ledger: Ledger) -> None:
-    """Check that there are whole checkpoints, pins, the lock, foreign files, and nothing else."""
+    """Check that there is nothing but whole checkpoints, pins, the lock and foreign files."""
     names = set(os.listdir(folder)) - {".lock"}
     if ledger.foreign:
         assert names >= FOREIGN, f"foreign files are gone: {sorted(FOREIGN - names)}"

@@ -1,4 +1,4 @@
-"""C3: a power failure at any operation loses nothing acknowledged; every sync is needed for it."""
+"""C3: a power failure at any operation loses nothing acknowledged, and needs every sync."""
 
 from __future__ import annotations
 
