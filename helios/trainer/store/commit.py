@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from helios.errors import CheckpointError
+from helios.errors import CheckpointError, CheckpointVersionError
 from helios.trainer.store.fs import Fs, write_all, write_file
 from helios.trainer.store.manifest import LIMIT, Manifest, decode, encode
 from helios.trainer.store.names import is_stem
@@ -173,9 +173,11 @@ def recover(fs: Fs, folder: Path, save_name: str) -> list[str]:
 
 
 def _is_whole(fs: Fs, folder: Path, stem: str, *, hidden: bool = False) -> bool:
-    """Tell whether a manifest is one of ours."""
+    """Tell whether a manifest is one of ours, or of a newer helios."""
     try:
         load_manifest(fs, folder, stem, hidden=hidden)
+    except CheckpointVersionError:
+        return True
     except CheckpointError:
         return False
     return True

@@ -89,7 +89,7 @@ def last_valid(
         CorruptCheckpointError: if there are checkpoints, and none of them is whole; or if there
             are only files that were never committed.
     """
-    problems = []
+    problems: dict[str, str] = {}
     for entry in _candidates(fs, folder, save_name):
         try:
             content = _read(fs, folder, entry)
@@ -100,13 +100,15 @@ def last_valid(
                 f"the checkpoint {entry.stem}.pth is passed over for the one before it: {error}",
                 stacklevel=2,
             )
-            problems.append(f"{entry.stem}.pth: {error}")
+            problems[entry.stem] = f"{entry.stem}.pth: {error}"
             if broken is not None:
                 broken.add(entry.stem)
             continue
         return content, folder / f"{entry.stem}.pth"
     if problems:
-        shown = "\n  ".join(problems)
+        if {entry.stem for entry in _list(fs, folder, save_name)} != problems.keys():
+            return last_valid(fs, folder, save_name, broken)  # a run has gone on meanwhile
+        shown = "\n  ".join(problems.values())
         raise CorruptCheckpointError(
             f"none of the {len(problems)} checkpoints in {str(folder)!r} is whole:\n  {shown}\n"
             "Restore them from a copy, or move them away to begin anew."
@@ -144,9 +146,31 @@ def read_checkpoint(path: Path, fs: Fs | None = None) -> dict[str, Any]:
     return _read(fs, path.parent, Found(path.stem, manifest))
 
 
-def _candidates(fs: Fs, folder: Path, save_name: str) -> Iterator[Found]:
+def verify(fs: Fs, folder: Path, manifest: Manifest) -> None:
+    """Compare the bytes of a checkpoint with its manifest; nothing is parsed.
+
+    Raises:
+        CheckpointError: if there is no such file, or it cannot be read.
+        CorruptCheckpointError: if its bytes are not those that were committed.
+    """
+    path = folder / manifest.file
     try:
-        entries = committed(fs, folder, save_name)
+        with fs.open(path) as file:
+            _verify(file, manifest, path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _list(fs: Fs, folder: Path, save_name: str) -> list[Found]:
+    try:
+        return committed(fs, folder, save_name)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _candidates(fs: Fs, folder: Path, save_name: str) -> Iterator[Found]:
+    entries = _list(fs, folder, save_name)
+    try:
         names = set(fs.listdir(folder))
     except OSError as error:
         raise _unreadable(folder, error) from error

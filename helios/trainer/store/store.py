@@ -17,7 +17,7 @@ from helios.trainer.store.fs import Fs, OsFs
 from helios.trainer.store.manifest import Manifest
 from helios.trainer.store.names import is_stem
 from helios.trainer.store.pins import pinned
-from helios.trainer.store.reading import committed, last_valid
+from helios.trainer.store.reading import committed, last_valid, verify
 from helios.trainer.store.retention import Retention, superfluous
 
 
@@ -44,6 +44,7 @@ class Store:
         self._retention = retention
         self._fs: Fs = OsFs() if fs is None else fs
         self._broken: set[str] = set()
+        self._verified: set[str] = set()
         self._manifests: dict[str, Manifest] = {}
         self._listed = False  # whether the manifests are those on the disk
         self._lock: int | None = None
@@ -87,6 +88,7 @@ class Store:
         found = last_valid(self._fs, self.folder, self.save_name, self._broken)
         if found is not None:
             self.newest = found[1].name
+            self._verified.add(found[1].stem)
         return found
 
     def save(
@@ -132,6 +134,7 @@ class Store:
                 f"cannot write into {str(self.folder)!r}: {error.strerror or error}"
             ) from error
         self._manifests[manifest.stem] = manifest
+        self._verified.add(manifest.stem)
         self.newest = manifest.file
         self._listed = listed
         self._collect(manifest)
@@ -151,9 +154,7 @@ class Store:
         try:
             if not self._listed:  # a save or a removal failed: nobody knows how far it came
                 self._list()
-            whole = [m for stem, m in self._manifests.items() if stem not in self._broken]
-            kept = pinned(self._fs, self.folder)
-            for stem in superfluous(self._retention, whole, newest.stem, kept):
+            for stem in self._superfluous(self._retention, newest):
                 del self._manifests[stem]
                 remove(self._fs, self.folder, stem)
         except OSError as error:
@@ -163,6 +164,27 @@ class Store:
                 f"{str(self.folder)!r}: {error.strerror or error}",
                 stacklevel=2,
             )
+
+    def _superfluous(self, retention: Retention, newest: Manifest) -> list[str]:
+        """Return what need not be kept, once what is kept in its place is known to be whole."""
+        pins = pinned(self._fs, self.folder)
+        while True:
+            whole = [m for stem, m in self._manifests.items() if stem not in self._broken]
+            doomed = superfluous(retention, whole, newest.stem, pins)
+            unsure = [m for m in whole if m.stem not in {*doomed, *self._verified}]
+            if not doomed or not unsure:
+                return doomed
+            for manifest in unsure:
+                self._verify(manifest)
+
+    def _verify(self, manifest: Manifest) -> None:
+        """Read a checkpoint of an earlier process once, before another is removed for it."""
+        try:
+            verify(self._fs, self.folder, manifest)
+            self._verified.add(manifest.stem)
+        except CheckpointError as error:
+            self._broken.add(manifest.stem)
+            warnings.warn(f"a checkpoint takes nobody's place: {error}", stacklevel=2)
 
 
 def _make(fs: Fs, folder: Path) -> None:

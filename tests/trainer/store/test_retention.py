@@ -7,7 +7,6 @@ import math
 import pytest
 
 from helios.functional.plan import Plan
-from helios.functional.state import TrainingUnit
 from helios.trainer.store import Retention, Store, pin_checkpoint, unpin_checkpoint
 from helios.trainer.store.reading import committed
 from helios.trainer.store.retention import superfluous
@@ -83,15 +82,13 @@ def test_the_best_of_the_last_count_once():
 
 
 def test_every_so_many_epochs_one_is_kept():
-    manifests = [
-        saved(step, counters=counters(step) | {"global_epoch": step // 2}) for step in range(1, 9)
-    ]
+    epochs = [counters(step) | {"global_epoch": step // 2} for step in range(1, 9)]
+    manifests = [saved(n, counters=known, plan=Plan()) for n, known in enumerate(epochs, 1)]
     assert kept(Retention(every=2), manifests) == [1, 4, 5, 8]
 
 
 def test_every_so_many_updates_one_is_kept_where_updates_count():
-    plan = Plan(unit=TrainingUnit.ITERATION)
-    assert kept(Retention(every=3), [saved(step, plan=plan) for step in range(1, 8)]) == [3, 6, 7]
+    assert kept(Retention(every=3), [saved(step) for step in range(1, 8)]) == [3, 6, 7]
 
 
 def test_the_pinned_are_kept_and_take_nobody_s_place():
@@ -197,3 +194,18 @@ def test_what_is_written_again_has_a_name_of_its_own(tmp_path):
 def test_a_retention_of_other_numbers_is_refused_by_name(arguments, error):
     with pytest.raises(error, match=f"{next(iter(arguments))}: received"):
         Retention(**arguments)
+
+
+def test_a_broken_checkpoint_of_an_earlier_process_takes_nobody_s_place(tmp_path):
+    folder = tmp_path / NAME
+    with Store(folder) as store:
+        for step, score in ((1, 0.1), (2, 0.2), (3, 0.3)):
+            save(store, step, score=score, metric="loss", mode="min")
+    path = folder / f"{stem(1)}.pth"
+    path.write_bytes(path.read_bytes()[:-1])
+    with Store(folder, Retention(best=1)) as store:
+        assert store.last_valid() is not None
+        with pytest.warns(UserWarning, match=rf"takes nobody's place: .*{stem(1)}"):
+            save(store, 4)
+    left = sorted(p.stem for p in folder.glob("*.pth"))
+    assert left == [stem(1), stem(2), stem(4)]  # the broken one is for people to look at

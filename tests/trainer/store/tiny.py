@@ -11,12 +11,13 @@ import msgspec
 import torch
 
 from helios.functional.plan import Plan
-from helios.functional.state import COUNTERS
+from helios.functional.state import COUNTERS, TrainingUnit
 from helios.trainer.store import Store
 from helios.trainer.store.fs import OsFs
 from helios.trainer.store.manifest import SCHEMA, Manifest
 
 NAME = "m"
+PLAN = Plan(unit=TrainingUnit.ITERATION)
 CHUNKS = 3
 """Writes to a checkpoint's file."""
 
@@ -47,7 +48,7 @@ def payload(step: int) -> bytes:
         part: {} for part in ("carry", "model", "plan", "rng", "log", "plugins", "fingerprint")
     }
     content["data"] = None
-    content["plan"] = msgspec.to_builtins(Plan())
+    content["plan"] = msgspec.to_builtins(PLAN)
     content["model"] = {"weight": torch.arange(64) * 1000 + step}
     content["training_state"] = {**counters(step), "seed": 0, "window_iter": 0}
     file = io.BytesIO()
@@ -70,7 +71,7 @@ def manifest(file: str, size: int, sha256: str, sequence: int, **fields: Any) ->
         "counters": counters(step),
         "window_iter": 0,
         "seed": 0,
-        "plan": Plan(),
+        "plan": PLAN,
         "fingerprint": {},
     }
     return Manifest(**{**values, **fields})
