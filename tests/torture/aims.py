@@ -117,4 +117,6 @@ def draw_aim(
         return Aim(delay=chance.uniform(0, 1.1 * shape.seconds * share), number=number, group=group)
     reach = max(1, round(shape.counts[point] * share))
     delay = None if chance.random() < 0.5 else chance.expovariate(1) * 2e-3
+    if delay is None and number != signal.SIGKILL:
+        group = False  # workers obey their parent, and that is who would send it to them
     return Aim(point, chance.randint(1, reach), delay, number, group)
