@@ -49,7 +49,7 @@ def test_a_fit_stopped_any_number_of_times_is_the_fit_that_was_not(
     assert helios.first_difference(whole, legs) is None
 
 
-@a_share(15)
+@a_share(6)
 @given(lengths(), cadences(), cadences(), sizes())
 def test_validation_logs_and_checkpoints_change_no_bit_of_the_training(length, one, other, size):
     with folder() as root:

@@ -19,7 +19,6 @@ from helios.errors import CheckpointError, CorruptCheckpointError
 from helios.trainer.store import Retention, Store, pin_checkpoint, unpin_checkpoint
 from helios.trainer.store.manifest import Manifest
 from helios.trainer.store.reading import committed
-from property_tests.fits import a_share
 from tests.trainer.store.bench import in_memory
 from tests.trainer.store.faulty import CountingFs
 from tests.trainer.store.tiny import NAME, UnsyncedFs, payload, save
@@ -213,4 +212,6 @@ class Checkpoints(RuleBasedStateMachine):
 
 
 TestCheckpoints = Checkpoints.TestCase
-TestCheckpoints.settings = settings(a_share(3), stateful_step_count=25)
+TestCheckpoints.settings = settings(
+    max_examples=min(settings().max_examples * 5 // 3, 5_000), stateful_step_count=25
+)

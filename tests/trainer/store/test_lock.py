@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 
 def test_of_two_writers_released_at_once_one_has_it_and_the_other_is_told_who():
-    assert campaigns.lock_contest(rounds=40).outcomes == {"one has it": 40}
+    assert campaigns.lock_contest(rounds=50).outcomes == {"one has it": 50}
 
 
 def held_by_a_child(folder, *, with_worker=False):
