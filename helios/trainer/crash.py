@@ -8,18 +8,16 @@ of the environment and of the command line is in it. Its last field is a digest 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from helios.data import EpochSource
 from helios.errors import (
     CheckpointError,
-    CheckpointVersionError,
     CorruptCheckpointError,
     NonFiniteError,
 )
@@ -31,6 +29,7 @@ from helios.trainer.store.commit import read_all
 from helios.trainer.store.fs import Fs, OsFs, write_file
 from helios.trainer.store.names import is_stem
 from helios.trainer.store.pins import pin_checkpoint
+from helios.trainer.store.sealed import parse, seal
 from helios.version import __version__
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ LIMIT = 1 << 24
 _MOST_INDICES = 1 << 20
 _MOST_TEXT = 1 << 16  # characters; of a traceback, the last ones
 _TAIL = b',\n  "check": "%s"\n}\n'
-_TAIL_SIZE = len(_TAIL % (b"0" * 64))
 
 Stage = Literal["fetch", "batch_start", "step", "batch_end"]
 """The parts of a micro-batch: its data, the hooks before the step, the step, the hooks after it."""
@@ -60,7 +58,7 @@ class Crash(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     Args:
         schema: the version of the format.
-        helios: the version of helios that wrote it.
+        version: the version of helios that wrote it.
         save_name: the model's name.
         checkpoint: the file name of the checkpoint to begin at, None for the start of the run.
         seed: the seed of the run.
@@ -79,7 +77,7 @@ class Crash(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     schema: int
-    helios: str
+    version: str
     save_name: str
     checkpoint: str | None
     seed: int
@@ -139,7 +137,7 @@ def record_crash(
             pin_checkpoint(store.folder / store.newest)
         crash = Crash(
             schema=SCHEMA,
-            helios=__version__,
+            version=__version__,
             save_name=store.save_name,
             checkpoint=store.newest,
             seed=loop.state.seed,
@@ -198,8 +196,7 @@ def encode(crash: Crash) -> bytes:
     """
     values = ((name, getattr(crash, name)) for name in Crash.__struct_fields__)
     lines = [b'  "%s": %s' % (name.encode(), msgspec.json.encode(v)) for name, v in values]
-    body = b"{\n" + b",\n".join(lines)
-    return body + _TAIL % hashlib.sha256(body).hexdigest().encode()
+    return seal(b"{\n" + b",\n".join(lines), _TAIL)
 
 
 def decode(data: bytes, name: str) -> Crash:
@@ -213,19 +210,7 @@ def decode(data: bytes, name: str) -> Crash:
         CorruptCheckpointError: if they are not what `encode` returned.
         CheckpointVersionError: if a newer helios wrote them.
     """
-    body, tail = data[:-_TAIL_SIZE], data[-_TAIL_SIZE:]
-    if tail != _TAIL % hashlib.sha256(body).hexdigest().encode():
-        raise _corrupt(name, f"its {len(data)} bytes are not what was written")
-    try:
-        head = msgspec.json.decode(body + b"}", type=_Head)
-        if head.schema > SCHEMA:
-            raise CheckpointVersionError(
-                f"{name!r} has schema {head.schema}, and this helios reads up to {SCHEMA}; helios "
-                f"{head.helios} wrote it. Update helios."
-            )
-        crash = msgspec.json.decode(body + b"}", type=Crash)
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-        raise _corrupt(name, str(error)) from error
+    crash = parse(data, _TAIL, Crash, SCHEMA, name, lambda reason: _corrupt(name, reason))
     problem = "it is not in the form in which helios writes it"
     if encode(crash) != data or (problem := _problem(crash)):
         raise _corrupt(name, problem)
@@ -305,11 +290,6 @@ def type_name(error: BaseException) -> str:
     return f"{module}{kind.__qualname__}"
 
 
-class _Head(msgspec.Struct):
-    schema: int
-    helios: str = "?"
-
-
 def _problem(crash: Crash) -> str:
     """Return what of a file cannot be, empty if nothing."""
     if min(crash.schema, crash.epoch, crash.micro_batch, crash.update) < 1:
@@ -349,7 +329,7 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _corrupt(name: str, reason: Any) -> CorruptCheckpointError:
+def _corrupt(name: str, reason: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(
         f"{name!r} cannot be read as the record of a failed step: {reason}. It was cut short, "
         "changed, or written by something else."

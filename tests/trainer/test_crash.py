@@ -28,6 +28,7 @@ from helios.functional.state import TrainingState, TrainingUnit
 from helios.trainer import crash as crashes
 from helios.trainer.crash import Crash, decode, encode, locate, read_crash, write_crash
 from helios.trainer.store.fs import OsFs
+from helios.trainer.store.sealed import seal, unseal
 from tests.trainer.runs import PlannedError
 from tests.zoo import Augmented, Noisy
 
@@ -477,7 +478,7 @@ def test_a_record_that_is_not_there_is_named(tmp_path):
 def crash(**changed) -> Crash:
     values = {
         "schema": 1,
-        "helios": helios.__version__,
+        "version": helios.__version__,
         "save_name": "fragile",
         "checkpoint": "fragile_epoch_1_iter_4.pth",
         "seed": 5,
@@ -514,11 +515,11 @@ def test_any_other_byte_is_refused():
 
 
 def signed(body: bytes) -> bytes:
-    return body + crashes._TAIL % crashes.hashlib.sha256(body).hexdigest().encode()
+    return seal(body, crashes._TAIL)
 
 
 def test_unknown_fields_are_refused():
-    body = encode(crash())[: -crashes._TAIL_SIZE]
+    body = unseal(encode(crash()), crashes._TAIL)
     assert decode(signed(body), "micro_5.json") == crash()
     with pytest.raises(CorruptCheckpointError, match="more"):
         decode(signed(body + b',\n  "more": 1'), "micro_5.json")
@@ -550,7 +551,7 @@ def test_what_cannot_be_is_refused_even_if_it_is_signed(changed):
 
 
 def test_a_newer_record_asks_for_a_newer_helios():
-    newer = encode(crash(schema=2, helios="9.0", stage="something new"))
+    newer = encode(crash(schema=2, version="9.0", stage="something new"))
     with pytest.raises(CheckpointVersionError, match=r"helios 9\.0 wrote it"):
         decode(newer, "micro_5.json")
 

@@ -7,14 +7,12 @@ is recognised as well, before a byte of it is parsed.
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
-
 import msgspec
 
-from helios.errors import CheckpointVersionError, CorruptCheckpointError
+from helios.errors import CorruptCheckpointError
 from helios.functional.plan import Plan
 from helios.functional.state import COUNTERS
+from helios.trainer.store.sealed import parse, seal
 
 SCHEMA = 2
 """The version of the format of checkpoints and manifests; higher ones are refused."""
@@ -23,7 +21,6 @@ LIMIT = 1 << 20
 """Bytes that a manifest may have; one has some two thousand."""
 
 _TAIL = b',"check":"%s"}\n'
-_TAIL_SIZE = len(_TAIL % (b"0" * 64))
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,8 +84,7 @@ def encode(manifest: Manifest) -> bytes:
         ``decode(encode(m)) == m``, and any other bytes raise
         (``tests/trainer/store/test_manifest.py``).
     """
-    body = msgspec.json.encode(manifest)[:-1]
-    return body + _TAIL % hashlib.sha256(body).hexdigest().encode()
+    return seal(msgspec.json.encode(manifest)[:-1], _TAIL)
 
 
 def decode(data: bytes, name: str) -> Manifest:
@@ -102,31 +98,13 @@ def decode(data: bytes, name: str) -> Manifest:
         CorruptCheckpointError: if the bytes are not what `encode` returned for that checkpoint.
         CheckpointVersionError: if a newer helios wrote it.
     """
-    body, tail = data[:-_TAIL_SIZE], data[-_TAIL_SIZE:]
-    if tail != _TAIL % hashlib.sha256(body).hexdigest().encode():
-        raise _corrupt(name, f"its {len(data)} bytes are not what was written")
-    try:
-        head = msgspec.json.decode(body + b"}", type=_Head)
-        if head.schema > SCHEMA:
-            raise CheckpointVersionError(
-                f"{name!r} has schema {head.schema}, and this helios reads up to {SCHEMA}; helios "
-                f"{head.version} wrote it. Update helios."
-            )
-        manifest = msgspec.json.decode(body + b"}", type=Manifest)
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-        raise _corrupt(name, str(error)) from error
-    # JSON decoders accept a key twice, spaces, and much else that was never written.
+    manifest = parse(data, _TAIL, Manifest, SCHEMA, name, lambda reason: _corrupt(name, reason))
     if encode(manifest) != data:
         raise _corrupt(name, "it is not in the form in which helios writes it")
     problem = _problem(manifest, name)
     if problem is not None:
         raise _corrupt(name, problem)
     return manifest
-
-
-class _Head(msgspec.Struct):
-    schema: int
-    version: str = "?"
 
 
 def _problem(manifest: Manifest, name: str) -> str | None:
@@ -145,7 +123,7 @@ def _problem(manifest: Manifest, name: str) -> str | None:
     return None
 
 
-def _corrupt(name: str, reason: Any) -> CorruptCheckpointError:
+def _corrupt(name: str, reason: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(
         f"the manifest of {name!r} cannot be read: {reason}. It was cut short, changed, or written "
         "by something else."
