@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader
 
 from helios.data.batches import KeyedBatchSampler
+from helios.data.deaths import hold_back, let_go
 from helios.data.stream import KeyedStream
 from helios.data.workers import cause_of_death, end_workers, shield, starting
 
@@ -72,6 +73,8 @@ class WorkerFeed:
     def iterate(self) -> Any:
         """Begin an iteration, which `end` ends."""
         shielded = getattr(self.loader, "worker_init_fn", None) is shield
+        if getattr(self.loader, "num_workers", 0) > 0:
+            hold_back()
         with starting() if shielded else contextlib.nullcontext():
             self._iterator = iter(self.loader)
         return self._iterator
@@ -87,6 +90,7 @@ class WorkerFeed:
         self.end()
         end_workers(self.loader._iterator)
         self.loader._iterator = None
+        let_go()
 
     def death(self, error: Exception) -> str | None:
         """Say how a worker died, if an error came from that."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from helios.core.rng import preserved_rng
 from helios.data.batches import KeyedBatchSampler
 from helios.data.checks import check_integer
+from helios.data.deaths import awaiting
 from helios.data.feeds import Feed, IndexedFeed, StreamFeed
 from helios.data.foreign import ForeignFeed
 from helios.data.stream import KeyedStream
@@ -97,7 +98,8 @@ class EpochSource:
             while True:
                 self._check_current(opened)
                 try:
-                    batch = next(batches)
+                    with awaiting:
+                        batch = next(batches)
                 except StopIteration:
                     break
                 number += 1

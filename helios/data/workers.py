@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from multiprocessing.connection import wait
 from typing import Any
 
-_TORCH_SAYS = "DataLoader worker (pid"
+from helios.data.deaths import TORCH_SAYS, awaiting
+
 _PATIENCE = 5.0  # seconds for a worker that has hung up to be gone
 _LOOK_EVERY = 1.0  # seconds between two looks at whether the parent lives
 
@@ -88,11 +89,14 @@ def cause_of_death(iterator: Any, error: Exception) -> str | None:
         error: what asking it for a batch raised.
     """
     workers = getattr(iterator, "_workers", ())
-    lost = isinstance(error, (ConnectionError, EOFError)) or str(error).startswith(_TORCH_SAYS)
+    lost = isinstance(error, (ConnectionError, EOFError)) or str(error).startswith(TORCH_SAYS)
     if not workers or not lost:
         return None
     with contextlib.suppress(RuntimeError):  # torch raises at a worker's end, wherever we are
-        wait([worker.sentinel for worker in workers], timeout=_PATIENCE)
+        hung_up = wait([worker.sentinel for worker in workers], timeout=_PATIENCE)
+        for worker in workers:
+            if worker.sentinel in hung_up:
+                worker.join(_PATIENCE)  # it has hung up, but may not have a status yet
     for number, worker in enumerate(workers):
         if worker.exitcode is not None and worker.exitcode < 0:
             return f"worker {number} was ended by {signal.Signals(-worker.exitcode).name}"
@@ -110,9 +114,10 @@ def end_workers(iterator: Any) -> None:
         shut_down()
     except RuntimeError as error:
         # One died just now. It has ended the others before it let this through.
-        if not str(error).startswith(_TORCH_SAYS):
+        if not str(error).startswith(TORCH_SAYS):
             raise
     for worker in iterator._workers:
         if worker.is_alive():
             worker.kill()
         worker.join()
+    awaiting.missed = None  # it is no longer awaited from these

@@ -215,7 +215,7 @@ class Loop:
         if self._custom:
             self._hold(state)
         now = time.perf_counter()
-        self.state = state = timed(state, now - self._clock)
+        self.state = state = timed(state, max(now - self._clock, 0.0))  # a clock may be set back
         self._clock, self.stage = now, "batch_end"
         if hooks.batch_end is not None:
             hooks.batch_end(state, event.log)

@@ -99,3 +99,39 @@ def test_a_killed_worker_is_an_error_that_names_the_batch(opened):
     source = opened(Dying(6), batch_size=2, num_workers=1)
     with pytest.raises(DataError, match=r"worker 0 was ended by SIGKILL while batch . of epoch 0"):
         list(source.open(0, 0))
+
+
+def test_a_worker_that_dies_while_no_batch_is_awaited_is_reported_when_one_is(opened):
+    source = opened(Noisy(40), batch_size=2, num_workers=1, prefetch_factor=2)
+    batches = source.open(0, 0)
+    next(batches)
+    (worker,) = workers_of(source)
+    worker.kill()
+    worker.join(30)
+    with pytest.raises(DataError, match=r"worker 0 was ended by SIGKILL while batch . of epoch 0"):
+        list(batches)
+
+
+def test_torch_s_handler_is_put_back_once_the_workers_are_ended(opened):
+    source = opened(Noisy(4), num_workers=1)
+    list(source.open(0, 0))
+    source.close()
+    before = signal.getsignal(signal.SIGCHLD)
+    list(source.open(0, 0))
+    assert signal.getsignal(signal.SIGCHLD) != before
+    source.close()
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+def test_the_end_of_another_child_is_passed_on_to_the_user_s_own_handler(opened):
+    ended = []
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: ended.append(number))
+    try:
+        source = opened(Noisy(4), num_workers=1)
+        next(source.open(0, 0))
+        ended.clear()
+        os.waitpid(os.posix_spawnp("true", ["true"], os.environ), 0)
+        assert ended == [signal.SIGCHLD]
+        source.close()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
