@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -33,7 +33,7 @@ class _Held:
         except RuntimeError as error:
             if not str(error).startswith(TORCH_SAYS):
                 raise
-            if awaiting.now:
+            if awaiting.now and awaiting.concerned():
                 awaiting.now = False
                 raise
             awaiting.missed = error
@@ -50,10 +50,20 @@ class _Awaiting:
     def __init__(self) -> None:
         self.now = False
         self.missed: RuntimeError | None = None
+        self._workers: Sequence[Any] = ()
+
+    def of(self, workers: Sequence[Any]) -> _Awaiting:
+        """Await a batch of some workers: the deaths of others, such as validation's, can wait."""
+        self._workers = workers
+        return self
+
+    def concerned(self) -> bool:
+        """Tell whether one of the workers that are awaited is dead."""
+        return any(not worker.is_alive() for worker in self._workers)
 
     def __enter__(self) -> None:
         self.now = True  # first: a death that comes between these lines is raised here
-        if self.missed is not None:
+        if self.missed is not None and self.concerned():
             error, self.missed = self.missed, None
             self.now = False
             raise error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -53,6 +53,10 @@ class Feed(Protocol):
     def indices(self, epoch: int, number: int) -> list[Any] | None:
         """Return the indices of a batch without fetching it; None if they are not known."""
 
+    @property
+    def workers(self) -> Sequence[Any]:
+        """The processes that the iteration in progress awaits."""
+
     def death(self, error: Exception) -> str | None:
         """Say how a worker died, if an error came from that."""
 
@@ -91,6 +95,11 @@ class WorkerFeed:
         end_workers(self.loader._iterator)
         self.loader._iterator = None
         let_go()
+
+    @property
+    def workers(self) -> Sequence[Any]:
+        """The processes that the iteration in progress awaits."""
+        return getattr(self._iterator, "_workers", ())
 
     def death(self, error: Exception) -> str | None:
         """Say how a worker died, if an error came from that."""

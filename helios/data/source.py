@@ -98,7 +98,7 @@ class EpochSource:
             while True:
                 self._check_current(opened)
                 try:
-                    with awaiting:
+                    with awaiting.of(self._feed.workers):
                         batch = next(batches)
                 except StopIteration:
                     break
