@@ -18,6 +18,7 @@ from tests.torture.board import LAST_SEQUENCE, Board, Phase
 from tests.torture.children import Child, Nursery
 from tests.torture.fits import Configuration, fit
 from tests.torture.judging import Problem, Reference, after_death, at_the_end, newest, position
+from tests.torture.sabotage import SABOTAGES
 from tests.torture.tally import Tally
 from tests.torture.watched import Watch
 
@@ -38,6 +39,7 @@ class Order(msgspec.Struct, frozen=True):
         points: where to hit, of `tests.torture.aims.POINTS`, and "" for random times.
         name: of its folder.
         at_once: whether every hit at a point comes exactly there, and none some time later.
+        sabotage: a key of `tests.torture.sabotage.SABOTAGES`, "" for none.
     """
 
     configuration: Configuration
@@ -47,6 +49,7 @@ class Order(msgspec.Struct, frozen=True):
     points: tuple[str, ...]
     name: str
     at_once: bool = False
+    sabotage: str = ""
 
 
 def orders(
@@ -85,6 +88,7 @@ class Trial:
         self.chance = random.Random(order.seed)
         self.left = order.hits
         self.legs = 0
+        self.saved = 0
         self.history: list[str] = []
         self.problems: list[Problem] = []
 
@@ -93,6 +97,8 @@ class Trial:
         board, order, folder, leg = self.board, self.order, self.folder, self.legs
 
         def work(notify: int) -> int:
+            if order.sabotage:
+                SABOTAGES[order.sabotage]()
             Watch(board, aim, notify).install()
             return 0 if fit(order.configuration, folder, leg) else 1
 
@@ -127,12 +133,12 @@ class Trial:
             self.folder, self.acknowledged, self.order.configuration.last, self.reference
         )
         self.problems += found
-        if aim is not None and status == 128 + aim.number and board.arrived >= 0:
-            saved = -1 if manifest is None else int(manifest.counters["global_iteration"])
-            if not board.arrived <= saved <= board.arrived + 1:
-                self.problems.append(
-                    Problem("late", f"asked in micro-batch {board.arrived}, saved {saved}")
-                )
+        saved = -1 if manifest is None else int(manifest.counters["global_iteration"])
+        self.saved = max(saved, 0)
+        asked = aim is not None and status == 128 + aim.number and board.arrived >= 0
+        if asked and not board.arrived <= saved <= board.arrived + 1:
+            text = f"asked in micro-batch {board.arrived}, saved {saved}"
+            self.problems.append(Problem("late", text))
         if manifest is not None:
             board.acknowledge(manifest.sequence, manifest.sha256)
         if hit:
@@ -253,6 +259,7 @@ class Campaign:
 
     def _leg(self, trial: Trial) -> None:
         trial.board.begin_leg()
+        trial.board.micro_batches = trial.saved  # until the loop has taken it up
         aim = trial.next_aim()
         output = trial.folder / f"leg-{trial.legs}.output"
         child = self.nursery.start(trial.work(aim), output, aim)

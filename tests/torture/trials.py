@@ -38,6 +38,7 @@ def hit_runs(
     points: list[str],
     workers: int | None = None,
     at_once: bool = False,
+    sabotage: str = "",
 ) -> dict[str, Any]:
     """Hit runs in configurations drawn at random.
 
@@ -50,6 +51,7 @@ def hit_runs(
         points: of `tests.torture.aims.POINTS`, and "" for random times.
         workers: those of every configuration, None for any.
         at_once: as in `tests.torture.campaign.Order`.
+        sabotage: as there.
 
     Returns:
         Failures as text, and counts.
@@ -66,8 +68,9 @@ def hit_runs(
             seed=chance.getrandbits(48),
             number=number,
             points=tuple(points),
-            name=f"{seed}-{number}-{index}",
+            name=f"{sabotage}{seed}-{number}-{index}",
             at_once=at_once,
+            sabotage=sabotage,
         )
         for index in range(runs)
     ]
@@ -207,6 +210,7 @@ def _go_on(campaign: Campaign, trial: Trial, status: int) -> list[str]:
     if trial.judge(status, aim, sent=True):
         trial.left = 0
         trial.board.begin_leg()
+        trial.board.micro_batches = trial.saved
         child = campaign.nursery.start(trial.work(None), trial.folder / "leg-1.output")
         trial.judge(_ended(campaign, child), None, sent=False)
     problems = [problem.text for problem in trial.problems]
