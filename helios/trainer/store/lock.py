@@ -16,7 +16,7 @@ from helios.trainer.store.fs import Fs, write_all
 NAME = ".lock"
 _LIMIT = 1 << 12
 _TRIES, _PAUSE = 50, 0.02
-"""How often, and after how many seconds each, to look again for the name of a new holder."""
+"""How often to try, and how many seconds to wait between, where nobody is known to hold it."""
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -44,13 +44,7 @@ def acquire(fs: Fs, folder: Path) -> int:
         OSError: if it cannot be taken for another reason.
     """
     path = folder / NAME
-    try:
-        descriptor = fs.lock(path)
-    except BlockingIOError as error:
-        raise RunLockedError(
-            f"{str(folder)!r} is in use: {_describe(fs, path)} is writing checkpoints there. Wait "
-            "until it ends or stop it, or give this run another save_name or chkpt_root."
-        ) from error
+    descriptor = _lock(fs, path)
     try:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         text = msgspec.json.encode(Holder(os.getpid(), socket.gethostname(), now)) + b"\n"
@@ -61,18 +55,29 @@ def acquire(fs: Fs, folder: Path) -> int:
     return descriptor
 
 
-def _describe(fs: Fs, path: Path) -> str:
-    """Say who holds a lock.
+def _lock(fs: Fs, path: Path) -> int:
+    """Take a lock, with some patience where nobody is known to have it.
 
     Who has just taken it writes its name next: until then, the file is empty, or names one that
-    held it before and has ended.
+    held it before. And a process that was killed may be gone for a moment before its lock is.
     """
-    holder = _read(fs, path)
-    for _ in range(_TRIES):
-        if holder is not None and not _has_ended(holder):
-            break
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return fs.lock(path)
+        except BlockingIOError as error:
+            holder = _read(fs, path)
+            if tries == _TRIES or (holder is not None and not _has_ended(holder)):
+                raise RunLockedError(
+                    f"{str(path.parent)!r} is in use: {_name(holder)} is writing checkpoints "
+                    "there. Wait until it ends or stop it, or give this run another save_name or "
+                    "chkpt_root."
+                ) from error
         time.sleep(_PAUSE)
-        holder = _read(fs, path)
+
+
+def _name(holder: Holder | None) -> str:
     if holder is None:
         return "another process"
     return f"process {holder.pid} on {holder.host} (since {holder.since})"
