@@ -54,7 +54,8 @@ class _Number:
         return int(_PACKED.unpack_from(board.memory, self._offset)[0])
 
     def __set__(self, board: Board, value: int) -> None:
-        _PACKED.pack_into(board.memory, self._offset, value)
+        # In one go: pack_into fills with zeros first, and a kill in between would leave them.
+        board.memory[self._offset : self._offset + _PACKED.size] = _PACKED.pack(value)
 
 
 _PACKED = struct.Struct("<q")

@@ -126,7 +126,7 @@ def _killed_saves(campaign: Campaign, folder: Path, delays: list[float]) -> int:
         assert _ended(campaign, child) == -signal.SIGKILL, output.read_text()
         found = last_valid(OsFs(), folder, tiny.NAME)
         newest = 0 if found is None else tiny.step_of(found[0])
-        assert newest in (board.acknowledged, board.acknowledged + 1), board.acknowledged
+        assert newest in (board.acknowledged, board.acknowledged + 1), (newest, board.acknowledged)
     with Store(folder) as store:  # what a death has left is gone after this
         whole = store.last_valid()
     assert (0 if whole is None else tiny.step_of(whole[0])) == newest
