@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import struct
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from helios.errors import CorruptCheckpointError
 from helios.trainer.store.guard import check_archive, check_content
 from helios.trainer.store.tensors import DTYPES
+from property_tests.tensors import whole_tensors
 from tests.trainer.store import forge
 
 # Torch says once a process that complex32 is experimental, and copies its bits all the same.
@@ -36,17 +36,9 @@ def saved(content):
 
 @st.composite
 def tensors(draw):
-    """Draw a tensor that is the whole of its memory, with its axes in any order."""
-    dtype = draw(st.sampled_from(sorted(DTYPES, key=str)))
-    shape = draw(st.lists(st.integers(0, 3), max_size=4))
-    count = math.prod(shape)
-    bits = draw(st.binary(min_size=count * dtype.itemsize, max_size=count * dtype.itemsize))
-    if dtype is torch.bool:
-        bits = bytes(b & 1 for b in bits)
-    flat = torch.frombuffer(bytearray(bits), dtype=dtype) if bits else torch.empty(0, dtype=dtype)
-    order = draw(st.permutations(range(len(shape))))
-    tensor = flat.reshape([shape[d] for d in order])
-    tensor = tensor.permute([order.index(d) for d in range(len(shape))])
+    """Draw a tensor that is the whole of its memory, or a parameter."""
+    tensor = draw(whole_tensors(st.sampled_from(sorted(DTYPES, key=str))))
+    dtype = tensor.dtype
     trainable = dtype.is_floating_point or dtype.is_complex
     kind = draw(st.sampled_from(["plain", "parameter", "trained"]))
     if kind == "plain" or (kind == "trained" and not trainable):

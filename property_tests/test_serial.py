@@ -13,6 +13,7 @@ import helios
 from helios.errors import SerialisationError
 from helios.functional.serial import _DTYPES
 from property_tests.cases import MODELS, built, few
+from property_tests.tensors import whole_tensors
 from tests.zoo import batches_for
 
 # Torch says once a process that complex32 is experimental, and copies its bits all the same.
@@ -24,23 +25,11 @@ FLOATS = st.one_of(
         lambda payload: struct.unpack("<d", struct.pack("<Q", 0x7FF0000000000001 | payload))[0]
     ),
 )
-SHAPES = st.lists(st.integers(0, 3), max_size=4)
 
 
 @st.composite
 def tensors(draw):
-    dtype = _DTYPES[draw(st.sampled_from(sorted(_DTYPES)))]
-    shape = draw(SHAPES)
-    count = 1
-    for size in shape:
-        count *= size
-    bits = draw(st.binary(min_size=count * dtype.itemsize, max_size=count * dtype.itemsize))
-    if dtype is torch.bool:
-        bits = bytes(b & 1 for b in bits)
-    flat = torch.frombuffer(bytearray(bits), dtype=dtype) if bits else torch.empty(0, dtype=dtype)
-    order = draw(st.permutations(range(len(shape))))
-    tensor = flat.reshape([shape[d] for d in order])
-    tensor = tensor.permute([order.index(d) for d in range(len(shape))])
+    tensor = draw(whole_tensors(st.sampled_from(sorted(_DTYPES)).map(_DTYPES.__getitem__)))
     if tensor.ndim and tensor.shape[0] > 1 and draw(st.booleans()):
         tensor = tensor[::2]
     return tensor

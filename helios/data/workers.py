@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import wait
 from typing import Any
 
-from helios.data.deaths import TORCH_SAYS, awaiting
+from helios.data.deaths import TORCH_SAYS
 
 _PATIENCE = 5.0  # seconds for a worker that has hung up to be gone
 _LOOK_EVERY = 1.0  # seconds between two looks at whether the parent lives
@@ -120,4 +120,3 @@ def end_workers(iterator: Any) -> None:
         if worker.is_alive():
             worker.kill()
         worker.join()
-    awaiting.missed = None  # it is no longer awaited from these

@@ -25,8 +25,7 @@ from helios.functional.plan import Plan
 from helios.functional.schedule import Batch
 from helios.functional.state import TrainingState, TrainingUnit
 from helios.trainer.command import how_to_run_again
-from helios.trainer.store.commit import read_all
-from helios.trainer.store.fs import Fs, OsFs, write_file
+from helios.trainer.store.fs import Fs, OsFs, read_all, write_file
 from helios.trainer.store.names import is_stem
 from helios.trainer.store.pins import pin_checkpoint
 from helios.trainer.store.sealed import parse, seal

@@ -21,17 +21,22 @@ ROOT = Path(__file__).parents[2]
 _AT_ONCE = 2
 
 
+def begin(module: str) -> subprocess.Popen[bytes]:
+    """Start a module that answers requests, a line each, and computes on one thread."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+
+
 class Zygote:
     """Runs legs, each in a process of its own; the legs of a run in order, two runs at a time."""
 
     def __enter__(self) -> Zygote:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.exactness.zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
+        self._process = begin("tests.exactness.zygote")
         return self
 
     def __exit__(

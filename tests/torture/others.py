@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +11,6 @@ from typing import Any
 from tests.torture.children import Child, Nursery
 from tests.torture.tally import Tally
 
-ROOT = Path(__file__).parents[2]
 CAMPAIGNS: dict[str, dict[str, Any]] = {
     "process_death": {},
     "operations_failed": {},
@@ -70,8 +66,6 @@ def _count(tally: Tally, say: Callable[[str], None], root: Path, name: str, stat
         tally.problems[kind] += len(texts)
         for text in texts:
             say(f"FAILURE ({kind}) in {name}: {text}")
-    if "absent" in result:
-        say(f"{name}: not there, {result['absent']}")
 
 
 def _writing(act: Callable[[], dict[str, Any]], path: Path) -> Callable[[int], int]:
@@ -83,14 +77,9 @@ def _writing(act: Callable[[], dict[str, Any]], path: Path) -> Callable[[int], i
 
 
 def _campaign(name: str, seed: int) -> dict[str, Any]:
-    try:
-        campaigns: Any = importlib.import_module("tests.trainer.store.campaigns")
-    except ModuleNotFoundError as error:
-        return {"absent": str(error)}
-    function = getattr(campaigns, name, None)
-    if function is None:
-        return {"absent": f"{campaigns.__name__} has no {name}"}
-    counts = function(**CAMPAIGNS[name], seed=seed)
+    from tests.trainer.store import campaigns
+
+    counts = getattr(campaigns, name)(**CAMPAIGNS[name], seed=seed)
     title = "corrupted files" if name == "corruption" else f"faults: {name.replace('_', ' ')}"
     injected = {title: counts.trials}
     for outcome, number in counts.outcomes.items():
@@ -99,31 +88,20 @@ def _campaign(name: str, seed: int) -> dict[str, Any]:
 
 
 def _hostile(folder: Path) -> dict[str, Any]:
-    try:
-        corpus: Any = importlib.import_module("tests.trainer.store.hostile")
-    except ModuleNotFoundError as error:
-        return {"absent": str(error)}
     from helios.trainer.store.fs import OsFs
+    from tests.trainer.store import hostile
+    from tests.trainer.store.jail import jailed
 
     folder.mkdir()
-    files = [entry.make(folder) for entry in corpus.FILES]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.trainer.store.jail"],
-        input="\n".join(map(str, files)),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=600,
-        check=True,
-    )
-    outcomes = list(map(json.loads, done.stdout.splitlines()))
-    named = [(entry.name, outcome) for entry, outcome in zip(corpus.FILES, outcomes, strict=True)]
+    files = [entry.make(folder) for entry in hostile.FILES]
+    outcomes = jailed(files)
+    named = [(entry.name, outcome) for entry, outcome in zip(hostile.FILES, outcomes, strict=True)]
     payloads = [f"{name}: {outcome['events']}" for name, outcome in named if outcome["events"]]
     if (folder / "ran").exists():
         payloads.append("the code of a file ran")
     accepted = [f"{name}: {outcome}" for name, outcome in named if outcome.get("refused") is None]
     opened = []
-    paths = [entry.make(folder) for entry in corpus.PATHS]
+    paths = [entry.make(folder) for entry in hostile.PATHS]
     for path in paths:
         try:
             OsFs().open(path).close()

@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -19,24 +18,17 @@ from typing import Any
 
 import torch
 
+from tests.exactness.zygote import begin
 from tests.torture.campaign import Campaign
 from tests.torture.tally import Tally
 from tests.torture.warm import warm
-
-ROOT = Path(__file__).parents[2]
 
 
 class Server:
     """The other side, for tests."""
 
     def __enter__(self) -> Server:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.torture.server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
+        self._process = begin("tests.torture.server")
         return self
 
     def __exit__(self, *exc: object) -> None:

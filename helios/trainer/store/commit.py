@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from helios.errors import CheckpointError, CheckpointVersionError
-from helios.trainer.store.fs import Fs, write_all, write_file
+from helios.trainer.store.fs import Fs, read_all, write_all, write_file
 from helios.trainer.store.manifest import LIMIT, Manifest, decode, encode
 from helios.trainer.store.names import is_stem
 
@@ -194,15 +194,6 @@ def load_manifest(fs: Fs, folder: Path, stem: str, *, hidden: bool = False) -> M
     with fs.open(folder / f"{'.' if hidden else ''}{stem}.json") as file:
         data = read_all(file, LIMIT + 1)
     return decode(data, f"{stem}.pth")
-
-
-def read_all(file: IO[bytes], limit: int) -> bytes:
-    """Read up to ``limit`` bytes."""
-    parts = []
-    while limit > 0 and (part := file.read(limit)):
-        parts.append(part)
-        limit -= len(part)
-    return b"".join(parts)
 
 
 def unwritable(path: Path, error: OSError) -> CheckpointError:

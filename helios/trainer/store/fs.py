@@ -175,3 +175,12 @@ def write_all(fs: Fs, descriptor: int, data: bytes | bytearray | memoryview) -> 
             rest = rest[fs.write(descriptor, rest) :]
         except InterruptedError:
             continue
+
+
+def read_all(file: IO[bytes], limit: int) -> bytes:
+    """Read up to ``limit`` bytes."""
+    parts = []
+    while limit > 0 and (part := file.read(limit)):
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)

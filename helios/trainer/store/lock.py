@@ -10,8 +10,7 @@ from pathlib import Path
 import msgspec
 
 from helios.errors import RunLockedError
-from helios.trainer.store.commit import read_all
-from helios.trainer.store.fs import Fs, write_all
+from helios.trainer.store.fs import Fs, read_all, write_all
 
 NAME = ".lock"
 _LIMIT = 1 << 12

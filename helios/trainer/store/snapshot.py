@@ -33,8 +33,8 @@ class Snapshot:
         spare, self._spare = self._spare, {}
         copies: dict[_Place, torch.Tensor] = {}
         copy = self._copy(content, spare, copies)
-        if torch.cuda.is_available():  # copies from a device are queued
-            torch.cuda.current_stream().synchronize()
+        for device in {device for _, device, *_ in copies if device.type == "cuda"}:
+            torch.cuda.current_stream(device).synchronize()  # copies from a device are queued
         return copy
 
     def _copy(
@@ -75,12 +75,10 @@ def compact(content: Any) -> Any:
     Others, such as expanded tensors and slices of larger ones, are replaced by copies.
     """
     if isinstance(content, torch.Tensor):
-        whole = content.untyped_storage().nbytes() == content.numel() * content.element_size()
-        return (
-            content
-            if whole and content.storage_offset() == 0
-            else content.detach().clone(memory_format=torch.contiguous_format)
-        )
+        size = content.numel() * content.element_size()
+        if content.untyped_storage().nbytes() == size and content.storage_offset() == 0:
+            return content
+        return content.detach().clone(memory_format=torch.contiguous_format)
     if isinstance(content, dict):
         return {key: compact(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

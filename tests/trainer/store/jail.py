@@ -10,8 +10,10 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ import torch
 from helios.errors import CheckpointError
 from helios.trainer.store.guard import check_archive, check_content
 
+ROOT = Path(__file__).parents[3]
 MEMORY = 2**30  # bytes over what the imports take
 SECONDS = 5
 WATCHED = ("exec", "compile", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn")
@@ -36,6 +39,20 @@ def read(path: str) -> dict[str, Any]:
     except CheckpointError as error:
         return {"refused": str(error), "kind": type(error).__name__}
     return {"accepted": True}
+
+
+def jailed(paths: Iterable[Any]) -> list[dict[str, Any]]:
+    """Read files, each in a process of its own; return what came of each."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.trainer.store.jail"],
+        input="\n".join(map(str, paths)),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def watch(events: list[str]) -> None:

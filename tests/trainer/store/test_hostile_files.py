@@ -13,6 +13,7 @@ import pytest
 
 from tests.trainer.store.forge import entries, pack, program, tensor
 from tests.trainer.store.hostile import FILES, PATHS
+from tests.trainer.store.jail import jailed
 
 ROOT = Path(__file__).parents[3]
 NAMES = [entry.name for entry in FILES]
@@ -27,20 +28,6 @@ CONTROLS = {
     "MemoryError": "bytearray(2**31)",
     "ended with status": "[0 for _ in iter(int, 1)]",
 }
-
-
-def jailed(paths):
-    """Read files, each in a process of its own; return what came of each."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.trainer.store.jail"],
-        input="\n".join(map(str, paths)),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-        check=True,
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def sound(folder, name="sound"):
