@@ -11,6 +11,7 @@ from helios.functional.replay import replay as replay
 from helios.functional.replay import settled as settled
 from helios.functional.replay import verify as verify
 from helios.functional.rng import fold as fold
+from helios.functional.rng import train_key as train_key
 from helios.functional.schedule import Plan as Plan
 from helios.functional.schedule import schedule as schedule
 from helios.functional.serial import from_bytes as from_bytes
@@ -20,9 +21,8 @@ from helios.functional.state import Carry as Carry
 from helios.functional.state import TrainingState as TrainingState
 from helios.functional.state import TrainingUnit as TrainingUnit
 from helios.functional.step import Step as Step
-from helios.functional.step import init_state as init_state
 from helios.functional.step import make_step as make_step
-from helios.functional.step import train_key as train_key
+from helios.functional.trainable import init_state as init_state
 from helios.functional.transformation import Transformation as Transformation
 from helios.functional.tree import digest as digest
 from helios.functional.tree import first_difference as first_difference

@@ -9,6 +9,7 @@ dominates, and is what ``vmap`` and whole-step compilation need.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -18,7 +19,9 @@ from torch import nn
 from helios.errors import ModelError
 from helios.functional.binding import Binding
 from helios.functional.loss import Loss, Objective, check_differentiable, read_loss
+from helios.functional.metrics import Metrics
 from helios.functional.precision import Policy
+from helios.functional.state import Accumulator
 from helios.functional.transformation import Tensors
 from helios.functional.tree import flatten, unflatten
 
@@ -31,12 +34,31 @@ class Gradients(msgspec.Struct, frozen=True, eq=False):
         grads: gradients by path, summed over the window so far; scaled, if there is a loss scale.
         params: the parameters after the forward pass; only frozen ones may have changed.
         buffers: the buffers after the forward pass.
+        metrics: what the micro-batch counts into the metrics; None if the loss says all of it.
+        weight: f64[] or a number, the weight of the whole window, of an engine that knows it
+            better than the sum of the losses' own weights; None for that sum.
     """
 
     loss: Loss
     grads: Tensors
     params: Tensors
     buffers: Tensors
+    metrics: Metrics | None = None
+    weight: Any = None
+
+
+class Turn(msgspec.Struct, frozen=True, gc=False):
+    """Where in a run a micro-batch stands.
+
+    Args:
+        update: whether it closes its window.
+        seed: the seed of the run.
+        iteration: the global iteration, 1 for the first micro-batch.
+    """
+
+    update: bool
+    seed: int
+    iteration: int
 
 
 class Engine(Protocol):
@@ -48,9 +70,10 @@ class Engine(Protocol):
         trained: tuple[str, ...],
         params: Tensors,
         buffers: Tensors,
-        window: Tensors,
+        window: Accumulator,
         batch: Any,
         scale: float,
+        turn: Turn,
     ) -> Gradients:
         """Run one micro-batch.
 
@@ -59,9 +82,10 @@ class Engine(Protocol):
             trained: the paths of the parameters to differentiate for.
             params: the parameters by path.
             buffers: the buffers by path.
-            window: the gradients of the window so far.
+            window: the window so far.
             batch: one micro-batch.
             scale: the factor on the loss before it is differentiated.
+            turn: where in the run it stands.
         """
         ...
 
@@ -84,17 +108,18 @@ class AutogradEngine:
         trained: tuple[str, ...],
         params: Tensors,
         buffers: Tensors,
-        window: Tensors,
+        window: Accumulator,
         batch: Any,
         scale: float,
+        turn: Turn,
     ) -> Gradients:
         """Run one micro-batch; see `Engine`."""
         binding = self._binding
         binding.lend(params, buffers)
         leaves = [binding.parameters[name] for name in trained]
-        if window:
+        if window.grads:
             for name, leaf in zip(trained, leaves, strict=True):
-                leaf.grad = window.get(name)
+                leaf.grad = window.grads.get(name)
         try:
             with torch.enable_grad():
                 if self._policy.dtype is None:
@@ -139,9 +164,10 @@ class FuncEngine:
         trained: tuple[str, ...],
         params: Tensors,
         buffers: Tensors,
-        window: Tensors,
+        window: Accumulator,
         batch: Any,
         scale: float,
+        turn: Turn,
     ) -> Gradients:
         """Run one micro-batch; see `Engine`."""
         wrapper = _WithBuffers(self._binding.module, objective)
@@ -169,7 +195,7 @@ class FuncEngine:
         for i, value in zip(where, values, strict=True):
             parts[i] = value
         loss = Loss(*unflatten(structure, parts))
-        for name, earlier in window.items():
+        for name, earlier in window.grads.items():
             grads[name] = earlier + grads[name]
         return Gradients(
             _without_graph(loss), grads, params, {n: t.detach() for n, t in after.items()}
@@ -195,6 +221,9 @@ def _without_graph(loss: Loss) -> Loss:
         weight = weight.detach()
     return Loss(loss.total.detach(), weight, loss.metrics)
 
+
+MakeEngine = Callable[[Binding, Policy], Engine]
+"""Makes an engine for a model's binding and its precision."""
 
 ENGINES: dict[str, type[AutogradEngine] | type[FuncEngine]] = {
     "autograd": AutogradEngine,

@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from helios.errors import LossError
+from helios.functional import metrics
 from helios.functional.transformation import Transformation
 
 
@@ -93,6 +94,21 @@ def check_differentiable(loss: Loss, name: str) -> None:
             "tensor computed from the model's parameters; look for .detach(), .item(), "
             "torch.no_grad() or a metric returned in place of the loss."
         )
+
+
+def loss_metrics(name: str, loss: Loss, samples: int) -> metrics.Metrics:
+    """Return what one loss counts into the metrics: itself, and the metrics beside it.
+
+    Args:
+        name: the name of the loss among the metrics.
+        loss: the loss.
+        samples: samples in the batch, the weight of a loss without a weight of its own.
+    """
+    if loss.weight is None:
+        mean = metrics.as_mean(name, loss.total, samples)
+    else:
+        mean = metrics.as_mean(name, metrics.Mean(loss.total, loss.weight), samples)
+    return {name: mean, **{n: metrics.as_mean(n, v, samples) for n, v in loss.metrics.items()}}
 
 
 def _describe(value: Any) -> str:

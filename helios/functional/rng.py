@@ -47,6 +47,24 @@ def fold(seed: int, stream: str, *counters: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def train_key(seed: int, iteration: int, rank: int = 0) -> int:
+    """Return the key under which the loss of micro-batch ``iteration`` draws random numbers.
+
+    Args:
+        seed: the seed of the run.
+        iteration: the global iteration, 1 for the first micro-batch.
+        rank: the rank that computes it.
+
+    Example:
+        A hand-written loop that calls ``torch.manual_seed(train_key(seed, n))`` before its n-th
+        loss draws the dropout masks that `helios.Trainer` draws.
+
+        >>> train_key(0, 1) != train_key(0, 2)
+        True
+    """
+    return fold(seed, "train", iteration, rank)
+
+
 def seed_generators(key: int) -> None:
     """Seed torch's default generators, CPU and every initialised CUDA device, with ``key``.
 

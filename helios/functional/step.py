@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from msgspec.structs import replace
@@ -11,9 +10,9 @@ from msgspec.structs import replace
 from helios.errors import ModelError
 from helios.functional import accumulate, metrics, nonfinite, rng
 from helios.functional.binding import Binding, in_mode
-from helios.functional.gradients import ENGINES, Engine, trained_names
-from helios.functional.loss import Loss, Objective
-from helios.functional.precision import LossScale, Policy
+from helios.functional.gradients import ENGINES, Engine, MakeEngine, Turn, trained_names
+from helios.functional.loss import Objective, loss_metrics
+from helios.functional.precision import LossScale
 from helios.functional.schedule import Plan, closes_window
 from helios.functional.state import (
     COUNTERS,
@@ -25,93 +24,16 @@ from helios.functional.state import (
     end_batch,
     take_carry,
 )
+from helios.functional.trainable import Averaging, custom_step
 from helios.functional.transformation import Tensors
 from helios.functional.tree import clone
-
-
-class Averaging(Protocol):
-    """An average of the parameters over updates, such as `helios.optim.average` makes."""
-
-    def init(self, params: Tensors) -> Tensors:
-        """Return the average before the first update."""
-        ...
-
-    def update(
-        self, average: Tensors, params: Tensors, count: int, *, donate: bool = False
-    ) -> Tensors:
-        """Return the average after one more update; ``count`` updates came before it."""
-        ...
-
-
-class Trainable(Protocol):
-    """What the core asks of a model, beside being an ``nn.Module``."""
-
-    def prepare(self, seed: int) -> None:
-        """Run ``setup()`` if it has not run yet."""
-        ...
-
-    def objectives(self) -> Sequence[Objective]:
-        """Return the objectives, in the order in which a step folds them."""
-        ...
-
-    def init_carry(self) -> Any:
-        """Return the first carry of a model with a step of its own; None for the ordinary one."""
-        ...
-
-    @property
-    def precision(self) -> Policy:
-        """Return the precision policy."""
-        ...
-
-    @property
-    def average(self) -> Averaging | None:
-        """Return the average to keep of the parameters, if any."""
-        ...
-
-
-def init_state(model: Any, seed: int = rng.DEFAULT_SEED) -> TrainingState:
-    """Return the state of a run before its first micro-batch.
-
-    Args:
-        model: a `helios.Model`. Its ``setup()`` is run under a key of the seed, if it has not run
-            yet; if it has, its parameters are taken as they are.
-        seed: the seed of the run.
-
-    Returns:
-        A state that shares no storage with the model.
-
-    Raises:
-        ModelError: if the model has no parameters, or no optimizer.
-    """
-    model.prepare(seed)
-    if custom_step(model) is not None:
-        carry = model.init_carry()
-        if carry is not None:
-            return TrainingState(seed=seed, carry=carry)
-    params, buffers = Binding(model).read()
-    trained = trained_names(model)
-    average = model.average
-    return TrainingState(
-        seed=seed,
-        carry=Carry(
-            params=params,
-            buffers=buffers,
-            opt_state={
-                objective.name: objective.optimizer.init({n: params[n] for n in names})
-                for objective, names in trained
-            },
-            accumulators={objective.name: accumulate.EMPTY for objective, _ in trained},
-            scale=model.precision.initial_scale(),
-            average=None if average is None else average.init(params),
-        ),
-    )
 
 
 def make_step(
     model: Any,
     plan: Plan | None = None,
     *,
-    engine: str = "autograd",
+    engine: str | MakeEngine = "autograd",
     non_finite: str = "raise",
     deferred: nonfinite.Deferred | None = None,
 ) -> Step:
@@ -131,7 +53,8 @@ def make_step(
     Args:
         model: a `helios.Model`.
         plan: (optional) where accumulation windows end. Without one, every micro-batch is a window.
-        engine: ``"autograd"`` or ``"func"``; see `helios.functional.gradients`.
+        engine: ``"autograd"`` or ``"func"``; see `helios.functional.gradients`. Or what makes one
+            of a binding and a policy, as a run of several ranks has it.
         non_finite: ``"raise"`` or ``"skip"``: what to do about an update that is not finite. A
             model with a step of its own sees to that itself.
         deferred: (optional) takes what the check found, to be looked at before the next update is
@@ -165,11 +88,11 @@ class Step:
         self,
         model: Any,
         plan: Plan,
-        engine: str = "autograd",
+        engine: str | MakeEngine = "autograd",
         non_finite: str = "raise",
         deferred: nonfinite.Deferred | None = None,
     ) -> None:
-        if engine not in ENGINES:
+        if isinstance(engine, str) and engine not in ENGINES:
             raise ValueError(f"engine: received {engine!r}; expected one of {sorted(ENGINES)}")
         if non_finite not in nonfinite.POLICIES:
             raise ValueError(
@@ -188,7 +111,8 @@ class Step:
         self._all = tuple(self._binding.parameters) if self._binding is not None else ()
         self._engine: Engine | None = None
         if self._custom is None and self._binding is not None:
-            self._engine = ENGINES[engine](self._binding, model.precision)
+            make = ENGINES[engine] if isinstance(engine, str) else engine
+            self._engine = make(self._binding, model.precision)
         self._subsets: tuple[Tensors | None, dict[str, Tensors]] = (None, {})
 
     def __call__(
@@ -227,13 +151,13 @@ class Step:
         """
         carry = take_carry(state)
         if donate:
-            rng.seed_generators(self._key(state))
+            rng.seed_generators(rng.train_key(state.seed, state.global_iteration))
             try:
                 return self._kernel(state, carry, batch)
             finally:
                 consume(state)  # after a failure too: its tensors may be half way
         saved = rng.generator_states()
-        rng.seed_generators(self._key(state))
+        rng.seed_generators(rng.train_key(state.seed, state.global_iteration))
         try:
             if self._binding is None:
                 return self._kernel(state, clone(carry), batch)
@@ -242,10 +166,6 @@ class Step:
         finally:
             rng.restore_generators(saved)
 
-    @staticmethod
-    def _key(state: TrainingState) -> int:
-        return train_key(state.seed, state.global_iteration)
-
     def _kernel(self, state: TrainingState, carry: Any, batch: Any) -> TrainingState:
         """Fold the objectives over ``carry``, which may be overwritten."""
         if self._custom is not None:
@@ -253,7 +173,7 @@ class Step:
         assert self._engine is not None
         assert self._binding is not None
         update = state.window_iter == 0
-        samples = metrics.batch_size(batch)
+        turn = Turn(update, state.seed, state.global_iteration)
         params, buffers, scale = carry.params, carry.buffers, carry.scale
         opt_state, windows = dict(carry.opt_state), dict(carry.accumulators)
         recorded = carry.metrics
@@ -263,17 +183,21 @@ class Step:
             window: Accumulator = windows[name]
             factor = 1.0 if scale is None else scale.scale
             before = nonfinite.copied(buffers) if self._skip and buffers else {}
-            result = self._engine(objective, names, params, buffers, window.grads, batch, factor)
+            result = self._engine(objective, names, params, buffers, window, batch, factor, turn)
             params, buffers = result.params, result.buffers
             if before and nonfinite.became_non_finite(before, buffers):
                 buffers = before
                 self._binding.lend(params, buffers)
-            counted = loss_metrics(objective.metric, result.loss, samples)
+            counted = result.metrics
+            if counted is None:
+                counted = loss_metrics(objective.metric, result.loss, metrics.batch_size(batch))
             recorded = metrics.merge(recorded, counted)
             windows[name] = accumulate.add(window, result.loss, result.grads)
             if not update:
                 continue
             window, windows[name] = windows[name], accumulate.EMPTY
+            if result.weight is not None:
+                window = replace(window, weight=result.weight)
             grads = accumulate.divide(window)
             if self._sound(state, objective, window, grads, scale):
                 params, opt_state[name] = self._update(
@@ -338,45 +262,6 @@ class Step:
         if all(new[n] is subset[n] for n in names):
             return params, opt
         return {**params, **new}, opt
-
-
-def train_key(seed: int, iteration: int, rank: int = 0) -> int:
-    """Return the key under which the loss of micro-batch ``iteration`` draws random numbers.
-
-    Args:
-        seed: the seed of the run.
-        iteration: the global iteration, 1 for the first micro-batch.
-        rank: the rank that computes it.
-
-    Example:
-        A hand-written loop that calls ``torch.manual_seed(train_key(seed, n))`` before its n-th
-        loss draws the dropout masks that `helios.Trainer` draws.
-
-        >>> train_key(0, 1) != train_key(0, 2)
-        True
-    """
-    return rng.fold(seed, "train", iteration, rank)
-
-
-def custom_step(model: Any) -> Any:
-    """Return the model's own ``step(state, batch)``, None if it has the ordinary one."""
-    step = getattr(model, "step", None)
-    return None if step is None or getattr(step, "is_default", False) else step
-
-
-def loss_metrics(name: str, loss: Loss, samples: int) -> metrics.Metrics:
-    """Return what one loss counts into the metrics: itself, and the metrics beside it.
-
-    Args:
-        name: the name of the loss among the metrics.
-        loss: the loss.
-        samples: samples in the batch, the weight of a loss without a weight of its own.
-    """
-    if loss.weight is None:
-        mean = metrics.as_mean(name, loss.total, samples)
-    else:
-        mean = metrics.as_mean(name, metrics.Mean(loss.total, loss.weight), samples)
-    return {name: mean, **{n: metrics.as_mean(n, v, samples) for n, v in loss.metrics.items()}}
 
 
 def _check_custom(before: TrainingState, after: Any) -> TrainingState:

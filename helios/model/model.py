@@ -12,10 +12,10 @@ from torch import nn
 
 from helios.errors import ModelError
 from helios.functional import metrics, rng
-from helios.functional.loss import Objective, read_loss
+from helios.functional.loss import Objective, loss_metrics, read_loss
 from helios.functional.precision import Policy
 from helios.functional.state import TrainingState
-from helios.functional.step import Averaging, loss_metrics
+from helios.functional.trainable import Averaging
 from helios.functional.transformation import Transformation
 from helios.model.hooks import ModelHooks
 from helios.model.monitor import Monitor

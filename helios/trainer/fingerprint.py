@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from helios.data import DataModule
-from helios.functional.step import custom_step
+from helios.functional.trainable import custom_step
 from helios.model.model import Model
 
 

@@ -16,7 +16,8 @@ from helios.errors import DataError, ResumeError
 from helios.functional.nonfinite import Deferred
 from helios.functional.schedule import Plan
 from helios.functional.state import TrainingState, TrainingUnit
-from helios.functional.step import init_state, make_step
+from helios.functional.step import make_step
+from helios.functional.trainable import init_state
 from helios.functional.tree import place
 from helios.model.hooks import ModelHooks, overridden
 from helios.model.model import Model

@@ -43,7 +43,8 @@ from helios.functional.state import (
     start_epoch,
     timed,
 )
-from helios.functional.step import Step, custom_step
+from helios.functional.step import Step
+from helios.functional.trainable import custom_step
 from helios.trainer.crash import Stage
 from helios.trainer.evaluate import validate
 from helios.trainer.hooks import Hooks

@@ -13,7 +13,8 @@ from helios.data import DataModule, mover
 from helios.functional.replay import settled
 from helios.functional.schedule import EpochEnd, EpochStart, Peek, Plan, Validate, schedule
 from helios.functional.state import TrainingState, TrainingUnit
-from helios.functional.step import init_state, make_step
+from helios.functional.step import make_step
+from helios.functional.trainable import init_state
 from helios.functional.tree import clone, digest
 from helios.model.model import Model
 from helios.plugins import Plugin

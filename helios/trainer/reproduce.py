@@ -11,7 +11,8 @@ from typing import Any
 
 from helios.data import DataModule, EpochSource, mover
 from helios.errors import CheckpointError, ResumeError
-from helios.functional.step import init_state, make_step
+from helios.functional.step import make_step
+from helios.functional.trainable import init_state
 from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer.crash import Crash, read_crash
