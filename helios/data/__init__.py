@@ -11,6 +11,7 @@ from helios.data.loader import (
     create_dataset,
 )
 from helios.data.params import DataLoaderParams
+from helios.data.permutation import ResumablePermutationSampler, permuted
 from helios.data.samplers import (
     SAMPLER_REGISTRY,
     ResumableRandomSampler,
@@ -36,6 +37,8 @@ __all__ = [
     "ResumableRandomSampler",
     "ResumableSequentialSampler",
     "ResumableDistributedSampler",
+    "ResumablePermutationSampler",
+    "permuted",
     "EpochSource",
     "source_of",
     "move_to_device",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
+import msgspec
 from torch.utils.data import Sampler
 
 from helios.core.rng import preserved_rng
 from helios.data.checks import check_integer
+from helios.data.pieces import spans
 from helios.data.samplers import ResumableSampler
 from helios.functional.rng import fold
+from helios.functional.share import Shares
 
 
 class BatchIndices(NamedTuple):
@@ -21,6 +25,22 @@ class BatchIndices(NamedTuple):
     indices: list[Any]
 
 
+class Dealing(msgspec.Struct):
+    """How an iteration shares each micro-batch, and what it has yielded.
+
+    Args:
+        shares: which pieces to yield of each micro-batch.
+        cuts: whether to yield pieces; if not, whole batches, whose samples are told all the same.
+        dealt: for each batch that was yielded, in order: the index of the piece, the samples in it
+            that count, and those of the whole micro-batch. Whoever receives the batch takes it
+            away.
+    """
+
+    shares: Shares
+    cuts: bool
+    dealt: deque[tuple[int, int, int]] = msgspec.field(default_factory=deque)
+
+
 class KeyedBatchSampler(Sampler[BatchIndices]):
     """Cuts the indices of a sampler in batches, from any batch of any epoch on.
 
@@ -28,18 +48,30 @@ class KeyedBatchSampler(Sampler[BatchIndices]):
     by one, without a sample being fetched, and what it draws from the global generators while it
     does so comes from keys of its own, folded from the seed, the epoch and the batch.
 
+    With a ``dealing``, this rank's pieces of each micro-batch are yielded one by one instead, so
+    that each is fetched and collated by itself and nothing of the other ranks is fetched. Positions
+    and the length still count micro-batches.
+
     Args:
         sampler: any iterable of indices; its ``set_epoch`` is called if there is one.
         batch_size: samples per batch.
         drop_last: leave out a last batch that is smaller.
         seed: the seed of the loader.
+        shared: whether ranks share a micro-batch; if not, each computes all of it.
+
+    Attributes:
+        dealing: how the iterations begun from now on share their batches; None for whole ones.
     """
 
-    def __init__(self, sampler: Any, batch_size: int, drop_last: bool, seed: int) -> None:
+    def __init__(
+        self, sampler: Any, batch_size: int, drop_last: bool, seed: int, shared: bool = True
+    ) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.seed = seed
+        self.shared = shared
+        self.dealing: Dealing | None = None
         self._epoch = 0
         self._start_iter = 0
 
@@ -64,7 +96,7 @@ class KeyedBatchSampler(Sampler[BatchIndices]):
             self._start_iter = start
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch."""
+        """Return the batches of a whole epoch, over all ranks."""
         samples = len(self.sampler)
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
 
@@ -73,8 +105,21 @@ class KeyedBatchSampler(Sampler[BatchIndices]):
         epoch = getattr(self.sampler, "epoch", self._epoch)
         epoch = epoch if isinstance(epoch, int) else self._epoch
         if self.resumable:
-            return self._cut(epoch, iter(self.sampler))
-        return self._cut_foreign(epoch, self._start_iter)
+            batches = self._cut(epoch, iter(self.sampler))
+        else:
+            batches = self._cut_foreign(epoch, self._start_iter)
+        return batches if self.dealing is None else self._deal(batches, self.dealing)
+
+    def _deal(self, batches: Iterator[BatchIndices], dealing: Dealing) -> Iterator[BatchIndices]:
+        for epoch, indices in batches:
+            samples = len(indices)
+            if not dealing.cuts:
+                dealing.dealt.append((dealing.shares.first, samples, samples))
+                yield BatchIndices(epoch, indices)
+                continue
+            for index, span, count in spans(samples, dealing.shares):
+                dealing.dealt.append((index, count, samples))
+                yield BatchIndices(epoch, indices[span])
 
     def _cut(self, epoch: int, numbers: Iterator[Any]) -> Iterator[BatchIndices]:
         while self._whole(indices := list(islice(numbers, self.batch_size))):

@@ -183,6 +183,7 @@ class DataModule(abc.ABC):
                 "expected what self._create_dataset(dataset, params) returns"
             )
         params = dataset.params
-        if params.is_distributed is None and self._is_distributed:
-            params = msgspec.structs.replace(params, is_distributed=True)
+        if params.is_distributed:
+            # The trainer shares the batches of any loader: the loader need not.
+            params = msgspec.structs.replace(params, is_distributed=None)
         return create_dataloader(dataset.dataset, params, seed=self._seed)

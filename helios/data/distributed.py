@@ -7,14 +7,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import DistributedSampler
 
 from helios.data.checks import check_flag, check_integer, length_of
 from helios.data.samplers import SAMPLER_REGISTRY, ResumableSampler, shuffled
+from helios.errors import DataError
+from helios.functional.share import Shares
 
 
 @SAMPLER_REGISTRY.register
 class ResumableDistributedSampler(ResumableSampler):
     """One order of the epoch for all ranks, of which each takes its share of every global batch.
+
+    A trainer shares the batches of any loader among its ranks by itself; this is for loops of your
+    own. A trainer that is given it takes the batches as this rank's own.
 
     Global batch k is the samples ``[k * G, (k + 1) * G)`` of the order, with
     ``G = batch_size * num_replicas``; rank r takes the r-th of its ``num_replicas`` equal parts.
@@ -81,6 +87,16 @@ class ResumableDistributedSampler(ResumableSampler):
         return math.ceil(self._size / self._world)
 
     @property
+    def num_replicas(self) -> int:
+        """The number of ranks."""
+        return self._world
+
+    @property
+    def rank(self) -> int:
+        """The rank whose indices these are."""
+        return self._rank
+
+    @property
     def padding(self) -> int:
         """The samples that stand twice in an epoch, over all ranks: the end of the last batch."""
         return max(len(self) * self._world - self._size, 0)
@@ -99,6 +115,31 @@ class ResumableDistributedSampler(ResumableSampler):
             share = (min(position + whole, total) - position) // self._world
             first = position + self._rank * share
             yield from order[first : first + share].tolist()
+
+
+def is_own(sampler: Any, shares: Shares) -> bool:
+    """Tell whether a sampler gives a rank its own indices, so that nothing is left to share.
+
+    Raises:
+        DataError: if it does, but for another rank, or for another number of ranks.
+
+    Example:
+        >>> is_own([1, 2], Shares(pieces=2, first=0, end=1))
+        False
+    """
+    if not isinstance(sampler, (ResumableDistributedSampler, DistributedSampler)):
+        return False
+    if sampler.num_replicas == 1:
+        return False
+    each = shares.end - shares.first
+    rank, world = shares.first // each, shares.pieces // each
+    if (sampler.rank, sampler.num_replicas) != (rank, world):
+        raise DataError(
+            f"{type(sampler).__name__}: received one of rank {sampler.rank} of "
+            f"{sampler.num_replicas} in rank {rank} of {world}; leave it out (the ranks share the "
+            "batches without it), or let it take both from torch.distributed"
+        )
+    return True
 
 
 def _group(query: str) -> int:

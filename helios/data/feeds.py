@@ -9,14 +9,20 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
-from helios.data.batches import KeyedBatchSampler
+from helios.data.batches import Dealing, KeyedBatchSampler
 from helios.data.deaths import hold_back, let_go
+from helios.data.distributed import is_own
+from helios.data.pieces import Deal, cut, has_samples, own, repeated, samples_of
 from helios.data.stream import KeyedStream
 from helios.data.workers import cause_of_death, end_workers, shield, starting
+from helios.functional.share import Piece, Shares
 
 
 class Feed(Protocol):
     """A loader that can be asked for the batches of an epoch from a position on.
+
+    With shares, a batch is the list of this rank's pieces of a micro-batch, and positions and
+    lengths count micro-batches.
 
     Args:
         length: batches of an epoch; None if that is not known beforehand.
@@ -70,8 +76,10 @@ class Feed(Protocol):
 class WorkerFeed:
     """The workers of a `DataLoader`, whatever it loads."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, shares: Shares | None = None, deal: Deal = cut) -> None:
         self.loader = loader
+        self.shares = shares
+        self.deal = deal
         self._iterator: Any = None
 
     def iterate(self) -> Any:
@@ -82,6 +90,18 @@ class WorkerFeed:
         with starting() if shielded else contextlib.nullcontext():
             self._iterator = iter(self.loader)
         return self._iterator
+
+    def dealt(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Make this rank's pieces of batches that it reads whole; without shares, do nothing."""
+        if self.shares is None:
+            return batches
+        return self._dealt(batches, self.shares)
+
+    def _dealt(self, batches: Iterator[Any], shares: Shares) -> Iterator[list[Piece]]:
+        for batch in batches:
+            # Pieces that are all the whole batch weigh the same, however many samples it has.
+            known = self.deal is not repeated or has_samples(batch)
+            yield self.deal(batch, samples_of(batch) if known else 1, shares)
 
     def end(self) -> None:
         """Stop the iteration in progress, if any; persistent workers are kept for the next."""
@@ -119,9 +139,15 @@ class IndexedFeed(WorkerFeed):
 
     kept_state = False
 
-    def __init__(self, loader: DataLoader[Any], plan: KeyedBatchSampler) -> None:
-        super().__init__(loader)
+    def __init__(
+        self, loader: DataLoader[Any], plan: KeyedBatchSampler, shares: Shares | None
+    ) -> None:
+        super().__init__(loader, shares)
         self.plan = plan
+        if shares is not None and is_own(plan.sampler, shares):
+            self.deal = own
+        elif not plan.shared:
+            self.deal = repeated
         try:
             self.length: int | None = len(plan)
         except TypeError:  # a sampler without a length
@@ -130,7 +156,28 @@ class IndexedFeed(WorkerFeed):
     def begin(self, epoch: int, start: int, state: Any) -> tuple[Iterator[Any], int]:
         """Iterate from batch ``start`` on; nothing before it is fetched."""
         self.plan.seek(epoch, start)
-        return self.iterate(), 0
+        if self.shares is None:
+            return self.iterate(), 0
+        # The sampler is told by the source, and only while it begins: a loader that is iterated
+        # by itself gives whole batches.
+        dealing = self.plan.dealing = Dealing(self.shares, self.deal is cut)
+        try:
+            batches = self.iterate()
+        finally:
+            self.plan.dealing = None
+        return self._collected(batches, dealing), 0
+
+    def _collected(self, batches: Iterator[Any], dealing: Dealing) -> Iterator[list[Piece]]:
+        pieces: list[Piece] = []
+        for batch in batches:
+            index, count, of = dealing.dealt.popleft()
+            if not dealing.cuts:
+                yield self.deal(batch, count, dealing.shares)
+                continue
+            pieces.append(Piece(index, batch, count, of))
+            if index == dealing.shares.end - 1:
+                yield pieces
+                pieces = []
 
     def note(self, thrown: int) -> str | None:
         """Return None: the position is an index."""
@@ -164,8 +211,8 @@ class StreamFeed(WorkerFeed):
 
     length: int | None = None
 
-    def __init__(self, loader: DataLoader[Any], stream: KeyedStream) -> None:
-        super().__init__(loader)
+    def __init__(self, loader: DataLoader[Any], stream: KeyedStream, shares: Shares | None) -> None:
+        super().__init__(loader, shares, cut if stream.shared else repeated)
         self.stream = stream
         self.kept_state = stream.stateful and loader.num_workers == 0
 
@@ -173,14 +220,14 @@ class StreamFeed(WorkerFeed):
         """Iterate, from ``state`` on if there is one."""
         if state is None or not self.kept_state:
             self.stream.seek(epoch, 0)
-            return self.iterate(), start
+            return self.dealt(self.iterate()), start
         self.stream.dataset.load_state_dict(state["dataset"])
         self.stream.seek(epoch, start)
         if state["ended"] and start > 0:
             # The dataset stands at the start of the next epoch already.
             self.stream.ended = True
             return iter(()), 0
-        return self.iterate(), 0
+        return self.dealt(self.iterate()), 0
 
     def note(self, thrown: int) -> str | None:
         """Say that batches were thrown away, or that the dataset went there by itself."""

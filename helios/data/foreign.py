@@ -17,10 +17,13 @@ from torch.utils.data import (
 )
 
 from helios.core.rng import preserved_rng
+from helios.data.distributed import is_own
 from helios.data.feeds import WorkerFeed
 from helios.data.keyed import draws_nothing
+from helios.data.pieces import own
 from helios.data.samplers import ResumableSampler
 from helios.functional.rng import fold
+from helios.functional.share import Shares
 
 
 class ForeignFeed(WorkerFeed):
@@ -34,29 +37,39 @@ class ForeignFeed(WorkerFeed):
         loader: any iterable of batches, with or without a length.
         sampler: what the user returned beside it; its ``set_epoch`` is called.
         seed: the seed of the run.
+        shares: this rank's share of every batch; None for the whole.
     """
 
     kept_state = False
 
-    def __init__(self, loader: Any, sampler: Any, seed: int) -> None:
-        super().__init__(loader)
+    def __init__(self, loader: Any, sampler: Any, seed: int, shares: Shares | None = None) -> None:
+        super().__init__(loader, shares)
         self.sampler = sampler
         self.seed = seed
         self.length = _length(loader)
         self._lent: list[Any] = []
+        if shares is not None and any(is_own(part, shares) for part in self._samplers()):
+            self.deal = own
 
     def begin(self, epoch: int, start: int, state: Any) -> tuple[Iterator[Any], int]:
         """Iterate, from ``start`` on where that is possible."""
         self._set_epoch(epoch)
         if type(self.loader) in (list, tuple):
-            return islice(self.loader, start, None), 0
+            return self.dealt(islice(self.loader, start, None)), 0
         self._lend(epoch)
         first = self._jump(start)
         with preserved_rng(fold(self.seed, "loader", epoch)):
             batches = self.iterate()
         if not _draws_nothing(self.loader):
             batches = self._isolated(batches, epoch, first)
-        return batches, start - first
+        return self.dealt(batches), start - first
+
+    def _samplers(self) -> list[Any]:
+        parts = [self.sampler]
+        if isinstance(self.loader, DataLoader):
+            plan: Any = self.loader.batch_sampler
+            parts += [self.loader.sampler, plan, getattr(plan, "sampler", None)]
+        return parts
 
     def _isolated(self, batches: Iterator[Any], epoch: int, number: int) -> Iterator[Any]:
         while True:

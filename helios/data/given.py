@@ -40,7 +40,7 @@ def from_datasets(
             samples; or an iterable dataset.
         valid: likewise.
         test: likewise.
-        batch_size: samples per batch, of one rank.
+        batch_size: samples per micro-batch, over all ranks.
         shuffle: draw the order of the training samples anew each epoch. The others are never
             shuffled, and the order of an iterable dataset is its own.
         num_workers: processes that fetch, for each loader.

@@ -25,7 +25,8 @@ class KeyedDataset(torch.utils.data.Dataset[Any]):
     numpy are seeded with ``fold(seed, "sample", epoch, index)``. So a sample does not depend on
     the number of workers, on prefetching, on where the run was resumed, or on the samples before
     it. A dataset with a ``__getitems__`` of its own is called once per batch, under a key folded
-    from all the batch's indices.
+    from all the batch's indices; where ranks share a batch, a piece of it is such a batch, so what
+    it draws depends on the number of pieces.
 
     A dataset that cannot draw random numbers (see `draws_nothing`) is not re-keyed. In the main
     process, the global generators are put back as they were after each batch.

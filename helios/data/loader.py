@@ -82,7 +82,8 @@ def create_dataloader(
     if is_stream(dataset):
         return _stream_loader(dataset, params, seed), None
     sampler = _sampler(dataset, params, seed)
-    batch_sampler = KeyedBatchSampler(sampler, params.batch_size, params.drop_last, seed)
+    shared = params.is_distributed is not False
+    batch_sampler = KeyedBatchSampler(sampler, params.batch_size, params.drop_last, seed, shared)
     if params.workers == 0 and params.collate_fn is None and can_be_cut(dataset):
         loader = DataLoader(
             TensorBatches(dataset),
@@ -108,7 +109,13 @@ def _stream_loader(dataset: Any, params: DataLoaderParams, seed: int) -> DataLoa
                 "which can only be iterated; expected the default: its order is its own"
             )
     return DataLoader(
-        KeyedStream(dataset, seed, params.batch_size, params.drop_last),
+        KeyedStream(
+            dataset,
+            seed,
+            params.batch_size,
+            params.drop_last,
+            shared=params.is_distributed is not False,
+        ),
         batch_size=None,
         collate_fn=_collate_fn(params),
         **_options(params, seed),
@@ -135,7 +142,7 @@ def _sampler(dataset: Any, params: DataLoaderParams, seed: int) -> Any:
         given = create_sampler(given, dataset)
     elif isinstance(given, tuple) and given and isinstance(given[0], str):
         given = create_sampler(given[0], dataset, **given[1])
-    elif given is None and _is_distributed(params):
+    elif given is None and params.is_distributed:
         given = ResumableDistributedSampler(
             dataset, shuffle=params.shuffle, drop_last=params.drop_last
         )
@@ -146,13 +153,6 @@ def _sampler(dataset: Any, params: DataLoaderParams, seed: int) -> Any:
     if isinstance(given, ResumableSampler):
         given.attach(batch_size=params.batch_size, seed=seed)
     return given
-
-
-def _is_distributed(params: DataLoaderParams) -> bool:
-    if params.is_distributed is not None:
-        return params.is_distributed
-    group = torch.distributed
-    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
 
 
 def _collate_fn(params: DataLoaderParams) -> Callable[[list[Any]], Any]:

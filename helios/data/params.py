@@ -19,19 +19,22 @@ class DataLoaderParams(msgspec.Struct, frozen=True):
     Args:
         random_seed: what order and randomness of the samples are drawn from; None for the
             trainer's seed.
-        batch_size: samples per batch, of one rank.
+        batch_size: samples per micro-batch, over all ranks.
         shuffle: draw the order of the samples anew each epoch.
         num_workers: processes that fetch; 0 to fetch in the main process.
         pin_memory: copy batches to page-locked memory, where there is an accelerator.
         drop_last: leave out a last batch that is smaller.
         debug_mode: fetch in the main process, whatever ``num_workers`` says.
-        is_distributed: share every global batch among the ranks; None to do so when the run is
-            distributed.
+        is_distributed: whether ranks share every micro-batch. None and, in a `DataModule`, True:
+            they do; the trainer gives each its pieces. False: each rank computes the whole of it.
+            True in `create_dataloader`: a loop of your own, in which the loader gives each rank of
+            ``torch.distributed`` ``batch_size`` samples by a `ResumableDistributedSampler`.
         sampler: a sampler, that is any iterable of indices; or the name of one in
             `helios.data.SAMPLER_REGISTRY`, or ``(name, keyword arguments)``. A named one is
             given the dataset first. It replaces ``shuffle`` and ``is_distributed``.
         collate_fn: turns a list of samples into a batch; or its name in
-            `helios.data.COLLATE_FN_REGISTRY`.
+            `helios.data.COLLATE_FN_REGISTRY`. Where ranks share a micro-batch, each piece of it is
+            collated by itself.
         prefetch_factor: batches fetched ahead by each worker; None for torch's default of 2. It
             means nothing without workers.
         persistent_workers: keep the workers between epochs; None to do so. It means nothing

@@ -17,6 +17,7 @@ from helios.data.foreign import ForeignFeed
 from helios.data.stream import KeyedStream
 from helios.errors import DataError
 from helios.functional.rng import DEFAULT_SEED
+from helios.functional.share import Shares
 
 _KEPT = 4  # snapshots of an iterable dataset: a loop may look ahead of what it has consumed
 
@@ -27,17 +28,27 @@ class EpochSource:
     Law: ``open(e, k)`` gives what ``open(e, 0)`` gives after its first k batches
     (``tests/data/test_equality.py``).
 
+    With shares, a list of `helios.functional.share.Piece` stands in the place of each batch: the
+    pieces of that micro-batch that are this rank's. Positions, lengths and indices are those of
+    whole micro-batches, and are equal on all ranks. A loader of `create_dataloader` with an
+    indexable dataset fetches and collates each piece by itself; of any other loader every rank
+    reads the whole batch, which must be the same on all, and cuts its pieces out of it.
+
+    Law: the pieces of all ranks, joined in order and without those that count 0, are the batch
+    without shares, for any number of pieces and ranks (``tests/data/test_shares.py``).
+
     Args:
         loader: a loader of `create_dataloader`, any `DataLoader`, or any iterable of batches.
         sampler: what was made beside the loader, if anything.
         seed: what loaders that helios did not make draw from.
+        shares: which pieces of every micro-batch are this rank's; None for whole batches.
 
     Attributes:
         batches_per_epoch: batches of an epoch; None where only the end of the data tells, which
             is always so for iterable datasets.
 
     Raises:
-        DataError: if the loader has no batches.
+        DataError: if the loader has no batches, or if its sampler is that of another rank.
 
     Example:
         >>> source = EpochSource(["a", "b", "c"])
@@ -45,13 +56,20 @@ class EpochSource:
         ['b', 'c']
     """
 
-    def __init__(self, loader: Any, sampler: Any = None, *, seed: int = DEFAULT_SEED) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        sampler: Any = None,
+        *,
+        seed: int = DEFAULT_SEED,
+        shares: Shares | None = None,
+    ) -> None:
         if not hasattr(loader, "__iter__"):
             raise TypeError(
                 f"loader: received {loader!r} ({type(loader).__name__}); expected a DataLoader or "
                 "another iterable of batches"
             )
-        self._feed = _feed(loader, sampler, seed)
+        self._feed = _feed(loader, sampler, seed, shares)
         self._snapshots: dict[int, Any] = {}
         self._loaded: dict[str, Any] | None = None
         self._note: str | None = None
@@ -128,7 +146,7 @@ class EpochSource:
                 self._feed.end()
 
     def indices(self, epoch: int, number: int) -> list[int] | None:
-        """Return the indices of a batch; nothing is fetched, and what is open goes on.
+        """Return the indices of a batch, over all ranks; nothing is fetched, what is open goes on.
 
         Args:
             epoch: counted from 0.
@@ -136,7 +154,8 @@ class EpochSource:
 
         Returns:
             None where they are not known: for iterable datasets, for samplers and loaders of the
-            user's own, and where an index is no int.
+            user's own, and where an index is no int. Those of this rank alone for a
+            `ResumableDistributedSampler`.
 
         Example:
             >>> EpochSource(["a", "b"]).indices(0, 1) is None
@@ -239,12 +258,15 @@ class EpochSource:
         )
 
 
-def source_of(loaders: Any, *, seed: int = DEFAULT_SEED) -> EpochSource | None:
+def source_of(
+    loaders: Any, *, seed: int = DEFAULT_SEED, shares: Shares | None = None
+) -> EpochSource | None:
     """Make a source of what a `DataModule` returns as its loader.
 
     Args:
         loaders: ``(loader, sampler)``, a loader alone, or None.
         seed: what loaders that helios did not make draw from.
+        shares: which pieces of every micro-batch are this rank's; None for whole batches.
 
     Returns:
         The source, or None for None.
@@ -254,16 +276,16 @@ def source_of(loaders: Any, *, seed: int = DEFAULT_SEED) -> EpochSource | None:
     if isinstance(loaders, tuple) and len(loaders) == 2:
         loader, sampler = loaders
         if isinstance(loader, DataLoader) or isinstance(sampler, Sampler) or sampler is None:
-            return EpochSource(loader, sampler, seed=seed)
-    return EpochSource(loaders, seed=seed)
+            return EpochSource(loader, sampler, seed=seed, shares=shares)
+    return EpochSource(loaders, seed=seed, shares=shares)
 
 
-def _feed(loader: Any, sampler: Any, seed: int) -> Feed:
+def _feed(loader: Any, sampler: Any, seed: int, shares: Shares | None) -> Feed:
     if isinstance(loader, DataLoader):
         plan: Any = loader.batch_sampler
         dataset: Any = loader.dataset
         if isinstance(plan, KeyedBatchSampler):
-            return IndexedFeed(loader, plan)
+            return IndexedFeed(loader, plan, shares)
         if isinstance(dataset, KeyedStream):
-            return StreamFeed(loader, dataset)
-    return ForeignFeed(loader, sampler, seed)
+            return StreamFeed(loader, dataset, shares)
+    return ForeignFeed(loader, sampler, seed, shares)

@@ -37,17 +37,21 @@ class KeyedStream(IterableDataset[list[Any]]):
         seed: the seed of the loader.
         batch_size: samples per batch.
         drop_last: leave out a last batch that is smaller.
+        shared: whether ranks share a batch; if not, each computes all of it.
 
     Attributes:
         ended: whether the dataset has said, in this process, that the epoch is over. After a last
             batch that is smaller it has, before anyone asks for another.
     """
 
-    def __init__(self, dataset: Any, seed: int, batch_size: int, drop_last: bool) -> None:
+    def __init__(
+        self, dataset: Any, seed: int, batch_size: int, drop_last: bool, shared: bool = True
+    ) -> None:
         self.dataset = dataset
         self.seed = seed
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self.shared = shared
         self.ended = False
         # Shared memory: persistent workers keep their copy of this object over the epochs.
         self._position = torch.zeros(2, dtype=torch.int64)

@@ -5,6 +5,7 @@ from torch.utils.data import TensorDataset
 
 from helios.data import DataLoaderParams, DataModule, DatasetSplit, from_datasets, source_of
 from helios.errors import DataError
+from helios.functional.share import Shares
 from tests.data.samples import Noisy, NoisyStream
 
 
@@ -59,11 +60,15 @@ def test_the_seed_of_the_run_governs_the_order():
     assert flat(ready(1).train_dataloader()) != flat(ready(2).train_dataloader())
 
 
-def test_a_distributed_run_shares_the_data():
-    module = ready()
+@pytest.mark.parametrize("asked", [None, True])
+def test_a_distributed_run_leaves_the_sharing_to_the_trainer(asked):
+    module = Numbers()
     module.is_distributed = True
-    with pytest.raises(ValueError, match=r"torch\.distributed is not initialised"):
-        module.train_dataloader()
+    params = DataLoaderParams(is_distributed=asked)
+    module._train_dataset = module._create_dataset(range(3), params)
+    assert flat(module.train_dataloader()) == [0, 1, 2]
+    shared = source_of(module.train_dataloader(), shares=Shares(pieces=2, first=1, end=2))
+    assert shared.batches_per_epoch == 3
 
 
 def test_params_may_opt_out_of_sharing():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from helios.data import (
     ResumableDistributedSampler,
+    ResumablePermutationSampler,
     ResumableRandomSampler,
     ResumableSequentialSampler,
 )
@@ -25,7 +26,7 @@ def batches(sampler, batch_size, drop_last, epoch, start=0):
 
 
 @settings(deadline=None)
-@given(sizes, batch_sizes, epochs, seeds, st.booleans(), st.integers(0, 70), st.integers(0, 3))
+@given(sizes, batch_sizes, epochs, seeds, st.booleans(), st.integers(0, 70), st.integers(0, 4))
 def test_a_start_drops_whole_batches(size, batch_size, epoch, seed, drop_last, start, kind):
     def sampler():
         return [
@@ -34,6 +35,7 @@ def test_a_start_drops_whole_batches(size, batch_size, epoch, seed, drop_last, s
             ResumableDistributedSampler(
                 range(size), 3, 1, seed=seed, drop_last=drop_last, batch_size=batch_size
             ),
+            ResumablePermutationSampler(range(size), seed=seed, batch_size=batch_size),
             list(range(size)),
         ][kind]
 
@@ -43,9 +45,9 @@ def test_a_start_drops_whole_batches(size, batch_size, epoch, seed, drop_last, s
 
 
 @settings(deadline=None)
-@given(sizes, epochs, seeds)
-def test_an_epoch_is_a_permutation(size, epoch, seed):
-    sampler = ResumableRandomSampler(range(size), seed=seed)
+@given(sizes, epochs, seeds, st.sampled_from([ResumableRandomSampler, ResumablePermutationSampler]))
+def test_an_epoch_is_a_permutation(size, epoch, seed, kind):
+    sampler = kind(range(size), seed=seed)
     sampler.set_epoch(epoch)
     assert sorted(sampler) == list(range(size))
 
