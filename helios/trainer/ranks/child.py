@@ -17,14 +17,12 @@ import msgspec
 import torch
 
 from helios.errors import RankError
-from helios.trainer.ranks.pipe import RankQueue, Upward
+from helios.trainer.ranks.forward import release
+from helios.trainer.ranks.pipe import RankQueue, Upward, unpickle
 
 UNGUARDED = 79
 """The status of a rank whose main module would start ranks again; no other status means anything.
 """
-
-FORWARDED = [signal.SIGINT, signal.SIGTERM]
-"""Signals that are held back from a rank until it can answer them."""
 
 _NAME = "helios-rank-"
 
@@ -129,7 +127,7 @@ def _begin(start: Start) -> None:
     # that it comes once. Held back until now, they find somebody who can answer.
     if hasattr(os, "setsid"):
         os.setsid()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+    release()
     torch.set_num_threads(start.threads)
 
 
@@ -142,10 +140,9 @@ def _end_with_parent() -> None:
 
 
 def _receive(connection: Connection[Any, Any]) -> Any:
+    data = connection.recv_bytes()
     try:
-        return connection.recv()
-    except (EOFError, OSError):
-        raise
+        return unpickle(data)
     except Exception as error:
         raise TypeError(
             f"the model, the datamodule or the trainer cannot be rebuilt in the process of a rank "

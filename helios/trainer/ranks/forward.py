@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -62,16 +63,27 @@ class Forwarding:
 
 
 @contextlib.contextmanager
-def held(numbers: list[signal.Signals]) -> Iterator[None]:
-    """Hold signals back from this thread, and from the processes that it starts."""
+def held() -> Iterator[None]:
+    """Hold signals back from this thread, and from the processes that it starts, until `release`.
+
+    A process that imports what it needs cannot answer them yet, and nothing would be saved by it.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    # It is started with the first process otherwise, and lets these signals through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release() -> None:
+    """Let the signals through that `held` has held back from this process."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers())
 
 
 def is_suspend(number: int) -> bool:

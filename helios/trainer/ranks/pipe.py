@@ -13,6 +13,7 @@ import pickle
 import threading
 import time
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal
 
 import msgspec
@@ -34,6 +35,16 @@ class Report(msgspec.Struct, frozen=True):
     kind: Kind
     seconds: float
     text: str = ""
+
+
+def unpickle(data: bytes) -> Any:
+    """Rebuild what the other end of a pipe has pickled.
+
+    Args:
+        data: a message of a process that is this one's parent or child, and of nothing else: to
+            rebuild a pickle is to run what it says.
+    """
+    return ForkingPickler.loads(data)
 
 
 class Upward:
