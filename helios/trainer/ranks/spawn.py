@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 import torch
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from helios.trainer.ranks.child import Start, check_may_start_ranks, run_rank
 from helios.trainer.ranks.ends import End, raise_first
