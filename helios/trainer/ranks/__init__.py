@@ -1,0 +1,1 @@
+"""Many ranks: what the trainer does when a run has several processes."""
