@@ -79,9 +79,8 @@ class TreeExchange:
         self._count(_bytes(flat).numel() // self.world_size)
         total = combine(nodes.view(self.world_size, shard).unbind())
         self._gather(flat, total)
-        for tensor, part in zip(
-            tensors, flat[:size].split([tensor.numel() for tensor in tensors]), strict=True
-        ):
+        parts = torch.split(flat[:size], [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view(tensor.shape))
 
     def _gather(self, table: torch.Tensor, row: torch.Tensor) -> None:
