@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from helios.errors import LossError, ModelError
-from helios.functional import metrics, rng
+from helios.functional import metrics
 from helios.functional.binding import Binding
 from helios.functional.gradients import Gradients, Turn, differentiate
 from helios.functional.loss import Loss, Objective
@@ -23,7 +23,8 @@ from helios.functional.norms import Norms
 from helios.functional.precision import Policy
 from helios.functional.share import Piece
 from helios.functional.state import Accumulator
-from helios.functional.step import loss_metrics, train_key
+from helios.functional.step import loss_metrics
+from helios.functional.streams import Streams
 from helios.functional.transformation import Tensors
 from helios.functional.tree import same_bits
 from helios.functional.tree_sum import TreeSum
@@ -52,8 +53,6 @@ class CanonicalEngine:
     and the running ones become the mean of the pieces', by their share; a module that counts its
     batches counts a micro-batch as one.
 
-    Every objective of a micro-batch draws from the start of the piece's key.
-
     The loss given back is of the whole micro-batch, in float64; the metrics are of this rank's
     pieces.
 
@@ -76,6 +75,7 @@ class CanonicalEngine:
         self._policy = policy
         self._exchange = exchange
         self._norms = Norms(binding.module)
+        self._streams = Streams()
         self._kinds: dict[str, float] = {}  # whether an objective's loss is a mean or a sum
 
     def __call__(
@@ -110,11 +110,12 @@ class CanonicalEngine:
         before = norms.copied(buffers)
         first = objective.name not in self._kinds
         fixed = _Fixed(binding, params, buffers, norms.names, copy=first)
-        sums = TreeSum()
-        recorded: metrics.Metrics = {}
-        numbers: list[torch.Tensor] = []
         device = params[trained[0]].device
         flags = norms.none_changed(buffers, device)
+        numbers: list[torch.Tensor] = []
+        recorded: metrics.Metrics = {}
+        sums = TreeSum()
+        self._streams.begin(turn, objective.name)
         for piece in batch:
             share = piece.count / piece.of
             if piece.count == 0:
@@ -123,30 +124,26 @@ class CanonicalEngine:
                 continue
             binding.lend(params, buffers)
             norms.restore(buffers, before)
-            rng.seed_generators(train_key(turn.seed, turn.iteration, piece.index))
+            self._streams.enter(piece.index)
             loss, grads = differentiate(
                 binding, self._policy, objective, trained, piece.batch, scale=scale, share=share
             )
+            self._streams.leave(piece.index)
             self._check_kind(objective.name, loss)
             after = binding.buffers(buffers)
             fixed.check(objective.name, after)
             flags = torch.maximum(flags, norms.changed(before, after, device))
             sums.add([*_dense(grads, trained, params), *norms.leaf(after, share)], donate=True)
             numbers.extend(_numbers(loss, share, device))
-            counted = loss_metrics(objective.metric, loss, piece.count)
-            recorded = metrics.merge(recorded, counted)
+            recorded = metrics.merge(recorded, loss_metrics(objective.metric, loss, piece.count))
         table = self._exchange.gather(torch.cat([torch.stack(numbers), flags]))
-        loss = self._whole(objective.name, table[:, : len(numbers)].reshape(-1, 3))
+        whole = self._whole(objective.name, table[:, : len(numbers)].reshape(-1, 3))
         totals = self._exchange(sums.total())
         binding.lend(params, buffers)
         norms.write(buffers, before, totals[len(trained) :], table[:, len(numbers) :].amax(0))
-        return Gradients(
-            loss,
-            _added(window.grads, dict(zip(trained, totals, strict=False))),
-            params,
-            buffers,
-            recorded,
-        )
+        self._streams.end()
+        summed = dict(zip(trained, totals, strict=False))
+        return Gradients(whole, _added(window.grads, summed), params, buffers, recorded)
 
     def _check_kind(self, name: str, loss: Loss) -> None:
         kind = _MEAN if loss.weight is None else _SUM

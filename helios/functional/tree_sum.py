@@ -99,7 +99,6 @@ class _Node:
         height = self.height + 1
         if not self.tensors:
             return _Node(height, [], True)
-        # The sum of two numbers has the same bits either way round, unless both are NaN.
         if self._own:
             torch._foreach_add_(self.tensors, right.tensors)
             return _Node(height, self.tensors, True)

@@ -23,7 +23,7 @@ from helios.functional.step import train_key
 from helios.functional.tree import clone, first_difference, same_bits
 from helios.functional.tree_sum import combine
 from helios.trainer.ranks.exchange import TreeExchange
-from tests.zoo import Noisy
+from tests.zoo import Adversarial, Noisy
 
 
 class Net(helios.Model):
@@ -312,6 +312,45 @@ def test_every_piece_draws_under_a_key_of_its_own():
     assert len(set(map(float, expected))) > 1
     result = run.compute(cut(batch, 4))
     assert result.loss.total == ((expected[0] + expected[1]) + expected[2]) + expected[3]
+
+
+def test_what_draws_after_the_pieces_draws_the_same_on_every_rank():
+    def on(rank, exchange, world_size):
+        run = Run(Net(), exchange)
+        drawn = []
+        for n in range(2):
+            run.compute(cut(samples(8, n), 4, rank, world_size))
+            drawn.append(torch.rand(2))
+        return drawn
+
+    [alone] = Ranks(1).run(lambda rank, exchange: on(rank, exchange, 1))
+    assert not torch.equal(*alone)
+    for drawn in Ranks(4).run(lambda rank, exchange: on(rank, exchange, 4)):
+        assert first_difference(drawn, alone) is None
+
+
+def test_the_stream_of_a_piece_goes_on_from_one_objective_to_the_next():
+    model = Adversarial("gan")
+    carry = helios.init_state(model, 7).carry
+    engine = CanonicalEngine(Binding(model), Policy(), Alone())
+    batch = torch.randn(6, 3)
+    pairs = trained_names(model)
+
+    def losses(n):
+        turn = Turn(True, 7, n)
+        found = []
+        for objective, names in pairs:
+            part = [Piece(0, batch, 6, 6)]
+            args = carry.params, carry.buffers, accumulate.EMPTY, part
+            found.append(float(engine(objective, names, *args, 1.0, turn).loss.total))
+        return found
+
+    seed_generators(train_key(7, 1))
+    expected = [float(objective.loss(batch).detach()) for objective, _ in pairs]
+    assert losses(1) == expected
+    assert losses(2) != expected
+    assert losses(1) == expected
+    assert losses(1) == expected  # computed once more, as in a replay
 
 
 def test_running_statistics_become_the_mean_of_the_pieces_by_their_samples():
