@@ -50,8 +50,8 @@ class CanonicalEngine:
     A mean loss of a piece counts by the piece's share of the samples, so the sum is the mean over
     the micro-batch; a `Loss` with a weight is summed as it is. Every trained parameter gets a
     gradient, zero where it took no part. Statistics of batch normalisation are each piece's own,
-    and the running ones become the mean of the pieces', by their share; a module that counts its
-    batches counts a micro-batch as one.
+    and the running ones become the mean of the pieces', by their share; to the count of batches, a
+    micro-batch is one.
 
     The loss given back is of the whole micro-batch, in float64; the metrics are of this rank's
     pieces.

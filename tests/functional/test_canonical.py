@@ -329,6 +329,22 @@ def test_what_draws_after_the_pieces_draws_the_same_on_every_rank():
         assert first_difference(drawn, alone) is None
 
 
+def test_what_draws_after_an_objective_draws_on_no_stream_of_another():
+    model = Adversarial("gan")
+    carry = helios.init_state(model, 7).carry
+    engine = CanonicalEngine(Binding(model), Policy(), Alone())
+    drawn = []
+    for objective, names in trained_names(model):
+        pieces = [Piece(i, torch.randn(3, 3), 3, 6) for i in range(2)]
+        args = carry.params, carry.buffers, accumulate.EMPTY, pieces
+        engine(objective, names, *args, 1.0, Turn(True, 7, 1))
+        drawn.append(float(torch.rand(())))
+    for index in range(2):
+        seed_generators(train_key(7, 1, index))
+        drawn.append(float(torch.rand(())))
+    assert len(set(drawn)) == 4
+
+
 def test_the_stream_of_a_piece_goes_on_from_one_objective_to_the_next():
     model = Adversarial("gan")
     carry = helios.init_state(model, 7).carry
