@@ -240,6 +240,7 @@ def run_rank(rank, world_size, folder):
         for make, rule in ((Net, None), (Summed, sgd))
     ]
     torch.save(trees, f"{folder}/{world_size}-{rank}.pt")
+    dist.barrier()  # who leaves first closes connections that others may still read from
     dist.destroy_process_group()
 
 

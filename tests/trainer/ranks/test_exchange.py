@@ -34,6 +34,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
     counted = exchange.collectives, exchange.bytes_sent
     same = all(a is b for a, b in zip(total, given, strict=True))
     torch.save((total, table, counted, same), f"{folder}/{rank}.pt")
+    dist.barrier()  # who leaves first closes connections that others may still read from
     dist.destroy_process_group()
 
 
