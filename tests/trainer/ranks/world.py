@@ -20,10 +20,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).parents[3]
@@ -99,6 +101,28 @@ def run(
         )
         ended = _ask(request)
         return [_outcome(Path(folder), rank, end) for rank, end in enumerate(ended)]
+
+
+def join(timeout: float = 20.0) -> int:
+    """On a rank: join the group of all ranks, by gloo; returns the rank."""
+    torch.set_num_threads(1)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    hosted = os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=rank == 0 and not hosted,
+        wait_for_workers=False,
+    )
+    limit = timedelta(seconds=timeout)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
+    return rank
+
+
+def leave() -> None:
+    """On a rank: leave the group, once all ranks are here."""
+    dist.barrier()  # who leaves first closes connections that others may still read from
+    dist.destroy_process_group()
 
 
 def explain(outcomes: list[Outcome]) -> str:
