@@ -9,7 +9,7 @@ dominates, and is what ``vmap`` and whole-step compilation need.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -126,6 +126,10 @@ class AutogradEngine:
         )
 
 
+Through = Callable[[Loss, torch.Tensor], tuple[torch.Tensor, Sequence[torch.Tensor]]]
+"""Takes a loss and what is to be differentiated; returns that, and more leaves to do so for."""
+
+
 def differentiate(
     binding: Binding,
     policy: Policy,
@@ -135,7 +139,9 @@ def differentiate(
     *,
     scale: float = 1.0,
     share: float = 1.0,
+    times: float = 1.0,
     window: Tensors | None = None,
+    through: Through | None = None,
 ) -> tuple[Loss, Tensors]:
     """Run forward and backward on the module, with the tensors that it has been lent.
 
@@ -147,7 +153,9 @@ def differentiate(
         batch: what the loss is computed on.
         scale: the factor on the loss before it is differentiated.
         share: one more factor on a loss that is a mean: which part of the micro-batch it is of.
+        times: one more factor on any loss: what a reduction will divide by.
         window: (optional) gradients to add to, in place.
+        through: (optional) what stands between the forward and the backward pass.
 
     Returns:
         The loss without its graph and without the factors; the gradients by path, of those
@@ -166,9 +174,12 @@ def differentiate(
                     output = objective.loss(batch)
             loss = read_loss(output, objective.name)
             check_differentiable(loss, objective.name)
-            factor = scale if loss.weight is not None else scale * share
+            factor = scale * times * (1.0 if loss.weight is not None else share)
             total = loss.total if factor == 1.0 else loss.total * factor
-            torch.autograd.backward(total, inputs=leaves)
+            more: Sequence[torch.Tensor] = ()
+            if through is not None:
+                total, more = through(loss, total)
+            torch.autograd.backward(total, inputs=[*leaves, *more] if more else leaves)
         grads = {
             name: grad
             for name, leaf in zip(trained, leaves, strict=True)
