@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import importlib
 import os
 import select
@@ -238,6 +239,8 @@ def _start(request: _Request, rank: int, answers: int) -> int:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(request.environments[rank])
+        # A rank that hangs shows where, before it is killed.
+        faulthandler.dump_traceback_later(request.timeout * 0.9, file=output)
         function: Any = importlib.import_module(request.module)
         for name in request.function.split("."):
             function = getattr(function, name)
