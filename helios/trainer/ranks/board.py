@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch.distributed as dist
@@ -82,14 +82,14 @@ class Board:
     All methods raise the ``RuntimeError`` of the store if it has gone.
 
     Args:
-        store: a connection of its own.
+        store: a ``torch.distributed.Store``, with a connection of its own.
         rank: whose view it is.
         world_size: how many ranks there are.
         hosting_rank: the rank that hosts the store; None if none of them does.
     """
 
     def __init__(
-        self, store: dist.Store, rank: int, world_size: int, hosting_rank: int | None = None
+        self, store: Any, rank: int, world_size: int, hosting_rank: int | None = None
     ) -> None:
         self._store = store
         self.rank = rank
@@ -260,7 +260,7 @@ class Board:
         self._store.set(f"{name}/{self.rank}", "")
 
     def _has(self, name: str, rank: int) -> bool:
-        return self._store.check([f"{name}/{rank}"])
+        return bool(self._store.check([f"{name}/{rank}"]))
 
     def _unmarked(self, name: str) -> list[int]:
         return [rank for rank in range(self.world_size) if not self._has(name, rank)]

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 import msgspec
-import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from helios.errors import RankError
 
-_hosted: dict[tuple[str, int], dist.TCPStore] = {}
+_hosted: dict[tuple[str, int], TCPStore] = {}
 """The stores that this process hosts. They live as long as it does: a rank that is late in leaving
 one fit, or early in joining the next, still finds them."""
 
@@ -83,7 +83,7 @@ class Rendezvous(msgspec.Struct, frozen=True):
         """The rank that hosts the store; None if none of them does."""
         return None if self.is_hosted else 0
 
-    def store(self, timeout: float) -> dist.PrefixStore:
+    def store(self, timeout: float) -> PrefixStore:
         """Open the store, where this process joins the run once more.
 
         The keys of each join have a prefix of their own, so a process that fits twice, and ranks
@@ -101,11 +101,11 @@ class Rendezvous(msgspec.Struct, frozen=True):
             _hosted[place] = self._open(timeout, is_master=True)
         store = self._open(timeout, is_master=False)
         _joins[*place, self.name] += 1
-        return dist.PrefixStore(f"helios/{self.name}/{_joins[*place, self.name]}", store)
+        return PrefixStore(f"helios/{self.name}/{_joins[*place, self.name]}", store)
 
-    def _open(self, timeout: float, is_master: bool) -> dist.TCPStore:
+    def _open(self, timeout: float, is_master: bool) -> TCPStore:
         try:
-            return dist.TCPStore(
+            return TCPStore(
                 self.host,
                 self.port,
                 is_master=is_master,
