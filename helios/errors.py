@@ -76,6 +76,18 @@ class ResumeError(CheckpointError):
     """A checkpoint is sound, but this run cannot go on from it exactly."""
 
 
+class RankError(HeliosError, RuntimeError):
+    """A run of several ranks failed; the message has the first failure, with its traceback.
+
+    Attributes:
+        rank: the rank that failed first; None if it was none of them, but what started them.
+    """
+
+    def __init__(self, message: str = "", *, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
 class RegistryError(HeliosError, KeyError):
     """A name is not in a registry, or is there twice."""
 
