@@ -94,3 +94,15 @@ class RegistryError(HeliosError, KeyError):
     def __str__(self) -> str:
         """Return the message as written; ``KeyError`` would quote it."""
         return str(self.args[0]) if self.args else ""
+
+
+class RankError(HeliosError, RuntimeError):
+    """Another rank of the run failed, or the ranks do not run the same training.
+
+    Attributes:
+        rank: the first rank that failed; -1 if unknown.
+    """
+
+    def __init__(self, message: str = "", *, rank: int = -1) -> None:
+        super().__init__(message)
+        self.rank = rank

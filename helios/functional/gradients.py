@@ -9,7 +9,7 @@ dominates, and is what ``vmap`` and whole-step compilation need.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -100,7 +100,6 @@ class AutogradEngine:
     def __init__(self, binding: Binding, policy: Policy) -> None:
         self._binding = binding
         self._policy = policy
-        self._device_type = next(iter(binding.parameters.values())).device.type
 
     def __call__(
         self,
@@ -116,35 +115,80 @@ class AutogradEngine:
         """Run one micro-batch; see `Engine`."""
         binding = self._binding
         binding.lend(params, buffers)
-        leaves = [binding.parameters[name] for name in trained]
-        if window.grads:
-            for name, leaf in zip(trained, leaves, strict=True):
-                leaf.grad = window.grads.get(name)
-        try:
-            with torch.enable_grad():
-                if self._policy.dtype is None:
-                    output = objective.loss(batch)
-                else:
-                    with self._policy.context(self._device_type):
-                        output = objective.loss(batch)
-                loss = read_loss(output, objective.name)
-                check_differentiable(loss, objective.name)
-                total = loss.total if scale == 1.0 else loss.total * scale
-                torch.autograd.backward(total, inputs=leaves)
-            grads = {
-                name: grad
-                for name, leaf in zip(trained, leaves, strict=True)
-                if (grad := leaf.grad) is not None
-            }
-        finally:
-            for leaf in leaves:
-                leaf.grad = None
+        loss, grads = differentiate(
+            binding, self._policy, objective, trained, batch, scale=scale, window=window.grads
+        )
         return Gradients(
-            _without_graph(loss),
+            loss,
             grads,
             binding.parameters_after(params) if binding.frozen else params,
             binding.buffers(buffers) if buffers else buffers,
         )
+
+
+Through = Callable[[Loss, torch.Tensor], tuple[torch.Tensor, Sequence[torch.Tensor]]]
+"""Takes a loss and what is to be differentiated; returns that, and more leaves to do so for."""
+
+
+def differentiate(
+    binding: Binding,
+    policy: Policy,
+    objective: Objective,
+    trained: tuple[str, ...],
+    batch: Any,
+    *,
+    scale: float = 1.0,
+    share: float = 1.0,
+    times: float = 1.0,
+    window: Tensors | None = None,
+    through: Through | None = None,
+) -> tuple[Loss, Tensors]:
+    """Run forward and backward on the module, with the tensors that it has been lent.
+
+    Args:
+        binding: of the module.
+        policy: which dtype the loss computes in.
+        objective: whose loss to compute.
+        trained: the paths of the parameters to differentiate for.
+        batch: what the loss is computed on.
+        scale: the factor on the loss before it is differentiated.
+        share: one more factor on a loss that is a mean: which part of the micro-batch it is of.
+        times: one more factor on any loss: what a reduction will divide by.
+        window: (optional) gradients to add to, in place.
+        through: (optional) what stands between the forward and the backward pass.
+
+    Returns:
+        The loss without its graph and without the factors; the gradients by path, of those
+        parameters that have one.
+    """
+    leaves = [binding.parameters[name] for name in trained]
+    if window:
+        for name, leaf in zip(trained, leaves, strict=True):
+            leaf.grad = window.get(name)
+    try:
+        with torch.enable_grad():
+            if policy.dtype is None:
+                output = objective.loss(batch)
+            else:
+                with policy.context(leaves[0].device.type):
+                    output = objective.loss(batch)
+            loss = read_loss(output, objective.name)
+            check_differentiable(loss, objective.name)
+            factor = scale * times * (1.0 if loss.weight is not None else share)
+            total = loss.total if factor == 1.0 else loss.total * factor
+            more: Sequence[torch.Tensor] = ()
+            if through is not None:
+                total, more = through(loss, total)
+            torch.autograd.backward(total, inputs=[*leaves, *more] if more else leaves)
+        grads = {
+            name: grad
+            for name, leaf in zip(trained, leaves, strict=True)
+            if (grad := leaf.grad) is not None
+        }
+    finally:
+        for leaf in leaves:
+            leaf.grad = None
+    return _without_graph(loss), grads
 
 
 class FuncEngine:

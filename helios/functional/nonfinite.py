@@ -51,7 +51,7 @@ class Deferred:
             window: the window that the update closes.
             found: f32[], not 0 if a gradient is NaN or infinite.
         """
-        numbers = _send(found, window.total, window.weight)
+        numbers = send(found, window.total, window.weight)
         self._pending.append(_Answer(_Update.of(state, metric), numbers))
 
     def check(self) -> None:
@@ -152,7 +152,7 @@ class _Answer(msgspec.Struct, frozen=True):
     numbers: Callable[[], list[float]]
 
 
-def _send(found: torch.Tensor, *others: Any) -> Callable[[], list[float]]:
+def send(found: torch.Tensor, *others: Any) -> Callable[[], list[float]]:
     """Send numbers to the host, and return what waits for them to arrive.
 
     Args:

@@ -21,6 +21,9 @@ from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer import arguments as check
 from helios.trainer import fit as running
+from helios.trainer.engine import REDUCTIONS, Division
+from helios.trainer.ranks.ddp import DDP
+from helios.trainer.ranks.group import Ranks
 from helios.trainer.store import Retention
 
 if TYPE_CHECKING:
@@ -51,7 +54,8 @@ class Trainer:
         early_stop_cycles: (optional) number of validations in a row without improvement after
             which training will stop.
         use_cpu: (optional) if true, CPU will be used.
-        gpus: (optional) IDs of GPUs to use; this version trains on one.
+        gpus: (optional) IDs of GPUs to use; for each of several, a process is started. Under
+            ``torchrun``, which starts them, the one at its ``LOCAL_RANK`` is this process's.
         random_seed: (optional) the seed of everything random, shuffling included.
         enable_tensorboard: enable/disable Tensorboard logging. Defaults to false.
         enable_file_logging: enable/disable file logging. Defaults to false.
@@ -76,6 +80,17 @@ class Trainer:
             the state in host memory, and the time to make that copy. Defaults to false.
         tolerate_failed_saves: whether a checkpoint that cannot be written is a warning, as long as
             the last one can. Defaults to false: the run stops.
+        cpu_ranks: (optional) how many processes to start that train together on the CPU.
+        reduction: how the gradients of a micro-batch are put together. ``"mean"`` is the fastest:
+            every rank computes its share at once. ``"canonical"`` cuts it in ``pieces``, whose
+            gradients are added in a fixed order: the parameters have the same bits on any number
+            of ranks. Defaults to ``"mean"``.
+        pieces: (optional) in how many pieces ``"canonical"`` cuts a micro-batch; every rank has to
+            get 1, 2, 4, 8, ... of them. Defaults to 8.
+        parallel: (optional) options of `DistributedDataParallel`, as a `helios.DDP`.
+        rank_timeout: seconds that a rank waits for the others before it takes the run for failed;
+            to be longer than what one of them does alone, such as writing a checkpoint. Defaults
+            to 600.
 
     Raises:
         TypeError: if an argument is of the wrong type; a bool is not an int here.
@@ -117,6 +132,11 @@ class Trainer:
         retention: Retention | None = None,
         async_saving: bool = False,
         tolerate_failed_saves: bool = False,
+        cpu_ranks: int | None = None,
+        reduction: str = "mean",
+        pieces: int | None = None,
+        parallel: DDP | None = None,
+        rank_timeout: float = 600.0,
     ) -> None:
         self.run_name = check_run_name(run_name)
         if run_name:
@@ -161,6 +181,13 @@ class Trainer:
         self.tolerate_failed_saves = check.check_bool(
             "tolerate_failed_saves", tolerate_failed_saves
         )
+        self.cpu_ranks = check.check_cpu_ranks(cpu_ranks, use_cpu, gpus)
+        self.reduction = check.check_choice("reduction", reduction, REDUCTIONS)
+        self.pieces = check.check_pieces(pieces, reduction)
+        self.parallel = check.check_parallel(parallel)
+        self.rank_timeout = check.check_timeout(rank_timeout)
+        self.ranks = Ranks()
+        self.is_prepared = False  # whether prepare_data has run before the ranks were started
         self.loop: Loop | None = None
         self._model: Model | None = None
         self._datamodule: DataModule | None = None
@@ -191,6 +218,19 @@ class Trainer:
                 "the trainer has no datamodule yet; it has one once fit or test runs"
             )
         return self._datamodule
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the run in progress has several ranks."""
+        return self.ranks.several
+
+    def division(self) -> Division:
+        """Return how the micro-batches are divided among the ranks of the run in progress.
+
+        Raises:
+            ValueError: if the pieces of ``"canonical"`` cannot be shared among them.
+        """
+        return Division(self.ranks, self.pieces, self.parallel)
 
     @property
     def local_rank(self) -> int:
@@ -293,7 +333,9 @@ class Trainer:
         return self._guarded(running.test, self._test_exceptions, model, datamodule)
 
     def say(self, message: str, logger: logging.Logger | None = None) -> None:
-        """Print a message, and write it to the log if there is one."""
+        """Print a message on rank 0, and write it to the log if there is one."""
+        if not self.ranks.is_first:
+            return
         sys.stdout.write(message + "\n")
         sys.stdout.flush()
         if logger is not None:

@@ -32,18 +32,9 @@ def wait_for_ever():
 
 
 def sum_of_ranks():
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    hosted = os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True"
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=rank == 0 and not hosted,
-        wait_for_workers=False,
-    )
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    value = torch.tensor(rank)
+    value = torch.tensor(world.join())
     dist.all_reduce(value)
-    dist.barrier()
+    world.leave()
     return value.item()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import importlib
 import os
 import select
@@ -20,10 +21,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).parents[3]
@@ -99,6 +102,28 @@ def run(
         )
         ended = _ask(request)
         return [_outcome(Path(folder), rank, end) for rank, end in enumerate(ended)]
+
+
+def join(timeout: float = 20.0) -> int:
+    """On a rank: join the group of all ranks, by gloo; returns the rank."""
+    torch.set_num_threads(1)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    hosted = os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=rank == 0 and not hosted,
+        wait_for_workers=False,
+    )
+    limit = timedelta(seconds=timeout)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
+    return rank
+
+
+def leave() -> None:
+    """On a rank: leave the group, once all ranks are here."""
+    dist.barrier()  # who leaves first closes connections that others may still read from
+    dist.destroy_process_group()
 
 
 def explain(outcomes: list[Outcome]) -> str:
@@ -214,6 +239,8 @@ def _start(request: _Request, rank: int, answers: int) -> int:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(request.environments[rank])
+        # A rank that hangs shows where, before it is killed.
+        faulthandler.dump_traceback_later(request.timeout * 0.9, file=output)
         function: Any = importlib.import_module(request.module)
         for name in request.function.split("."):
             function = getattr(function, name)
