@@ -48,12 +48,12 @@ def tell(rank, local_rank, world_size, host, port, name, queue, tensor):
         queue.put((rank, number, bytes(10_000)))
     store = dist.TCPStore(host, port, is_master=False)
     store.set(f"tensor/{rank}", str(tensor.tolist()))
-    with_queue = []
-    for action in [lambda: queue.put(print), lambda: queue.put(lambda: 0), queue.get]:
+    refused = []
+    for action in [lambda: queue.put(lambda: 0), queue.get]:
         try:
             action()
         except Exception as error:
-            with_queue.append(type(error).__name__)
+            refused.append(type(error).__name__)
     pid = os.fork()
     if pid == 0:
         try:
@@ -66,7 +66,7 @@ def tell(rank, local_rank, world_size, host, port, name, queue, tensor):
         "tensors": [store.get(f"tensor/{other}").decode() for other in range(world_size)],
         "threads": (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]),
         "leads a session": os.getsid(0) == os.getpid(),
-        "refused": with_queue,
+        "refused": refused,
         "refused in a fork": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]),
         "name": name,
         "held": signal.pthread_sigmask(signal.SIG_BLOCK, []),
@@ -109,9 +109,14 @@ def wait_for_a_signal(rank, local_rank, world_size, host, port, name, queue):
     signals.leave()
 
 
+def say(what):
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
+
+
 def show(queue):
     while True:
-        print(queue.get(), flush=True)
+        say(queue.get())
 
 
 def main():
@@ -120,8 +125,7 @@ def main():
     try:
         spawn(wait_for_a_signal, 2, (), grace=5.0, queue=queue)
     except BaseException as error:
-        print(f"{error!r}", flush=True)
-        sys.stdout.flush()
+        say(repr(error))
         raise
 
 

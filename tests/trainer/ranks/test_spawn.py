@@ -36,52 +36,57 @@ def failure(work, **given):
     return caught.value
 
 
-class TestAWorldThatEndsWell:
-    @pytest.fixture(scope="class")
-    def tensor(self):
-        return torch.zeros(2)
+@pytest.fixture(scope="module")
+def world():
+    """What two ranks returned and put; of one world, since it takes seconds to start one."""
+    tensor = torch.zeros(2)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    result, items = run(spawned.tell, args=(tensor,), grace=30.0)
+    assert {number: signal.getsignal(number) for number in before} == before
+    assert tensor.tolist() == [0.0, 0.0], "a rank has changed it"
+    return result, items
 
-    @pytest.fixture(scope="class")
-    def world(self, tensor):
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        result, items = run(spawned.tell, args=(tensor,), grace=30.0)
-        assert {number: signal.getsignal(number) for number in before} == before
-        return result, items
 
-    @pytest.fixture(scope="class")
-    def facts(self, world):
-        facts = {rank: item for rank, number, item in world[1] if number == spawned.ITEMS}
-        return [facts[0], facts[1]]
+@pytest.fixture(scope="module")
+def facts(world):
+    last = {rank: item for rank, number, item in world[1] if number == spawned.ITEMS}
+    return [last[0], last[1]]
 
-    def test_what_rank_0_returns_comes_back_however_large(self, world):
-        assert world[0] == spawned.large()
 
-    def test_all_items_of_the_queue_are_there_afterwards_in_the_order_of_each_rank(self, world):
-        for rank in range(2):
-            numbers = [number for r, number, _ in world[1] if r == rank]
-            assert numbers == list(range(spawned.ITEMS + 1))
+def test_what_rank_0_returns_comes_back_however_large(world):
+    assert world[0] == spawned.large()
 
-    def test_every_rank_is_told_which_it_is(self, facts):
-        assert [fact["ranks"] for fact in facts] == [(0, 0, 2), (1, 1, 2)]
-        assert facts[0]["name"] == facts[1]["name"]
 
-    def test_tensors_are_copied_to_each_rank(self, facts, tensor):
-        assert [fact["tensors"] for fact in facts] == [["[0.0, 0.0]", "[1.0, 1.0]"]] * 2
-        assert tensor.tolist() == [0.0, 0.0]
+def test_all_items_of_the_queue_are_there_afterwards_in_the_order_of_each_rank(world):
+    for rank in range(2):
+        numbers = [number for r, number, _ in world[1] if r == rank]
+        assert numbers == list(range(spawned.ITEMS + 1))
 
-    def test_ranks_share_the_threads_that_the_parent_is_set_to(self, facts):
-        assert [fact["threads"] for fact in facts] == [(1, "1")] * 2
 
-    def test_a_rank_leads_a_session_and_holds_no_signal_back(self, facts):
-        assert all(fact["leads a session"] for fact in facts)
-        assert all(signal.SIGINT not in fact["held"] for fact in facts)
+def test_every_rank_is_told_which_it_is(facts):
+    assert [fact["ranks"] for fact in facts] == [(0, 0, 2), (1, 1, 2)]
+    assert facts[0]["name"] == facts[1]["name"]
 
-    def test_ranks_put_what_can_be_pickled_and_get_nothing(self, facts):
-        refused = [fact["refused"] for fact in facts]
-        assert all(len(names) == 2 and names[1] == "RuntimeError" for names in refused)
 
-    def test_a_process_of_a_rank_cannot_put(self, facts):
-        assert [fact["refused in a fork"] for fact in facts] == [7, 7]
+def test_each_rank_has_a_copy_of_a_tensor_and_all_reach_the_store(facts):
+    assert [fact["tensors"] for fact in facts] == [["[0.0, 0.0]", "[1.0, 1.0]"]] * 2
+
+
+def test_ranks_have_the_threads_that_the_parent_is_set_to(facts):
+    assert [fact["threads"] for fact in facts] == [(1, "1")] * 2
+
+
+def test_a_rank_leads_a_session_and_holds_no_signal_back(facts):
+    assert all(fact["leads a session"] for fact in facts)
+    assert all(fact["held"] == set() for fact in facts)
+
+
+def test_ranks_put_what_can_be_pickled_and_get_nothing(facts):
+    assert [fact["refused"] for fact in facts] == [["AttributeError", "RuntimeError"]] * 2
+
+
+def test_a_process_of_a_rank_cannot_put(facts):
+    assert [fact["refused in a fork"] for fact in facts] == [7, 7]
 
 
 def test_the_exception_of_a_rank_comes_back_and_those_that_hang_are_killed():
