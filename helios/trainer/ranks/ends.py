@@ -8,6 +8,7 @@ import msgspec
 
 from helios.errors import RankError
 from helios.trainer.ranks.child import UNGUARDED, unguarded
+from helios.trainer.ranks.forward import stop_by
 
 
 class RankTraceback(Exception):  # noqa: N818 - it is the cause of an error, and none itself
@@ -119,7 +120,7 @@ def _error(end: End) -> BaseException:
             end.error.add_note(f"This was raised on rank {end.rank}.")
         return end.error
     if end.is_stop and end.asked is not None:
-        return KeyboardInterrupt() if end.asked == signal.SIGINT else SystemExit(128 + end.asked)
+        return stop_by(end.asked)
     if end.is_unguarded:
         return RankError(unguarded())
     return RankError(_line(end), rank=end.rank)

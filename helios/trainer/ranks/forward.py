@@ -24,6 +24,7 @@ class Forwarding:
     def __init__(self) -> None:
         self._before: dict[int, _Handler] = {}
         self._pending: list[int] = []
+        self._is_told = False
         self.received: int | None = None
         """The first signal by which this process was asked to end."""
 
@@ -46,6 +47,20 @@ class Forwarding:
         while self._pending:
             taken.append(self._pending.pop(0))
         return taken
+
+    def told(self, number: int) -> None:
+        """Say that a signal found somebody who does something about it."""
+        self._is_told = self._is_told or number == self.received
+
+    def leave(self) -> None:
+        """End as the signal does that came too late for anybody to do something about it.
+
+        Raises:
+            KeyboardInterrupt: for SIGINT.
+            SystemExit: for another, with the status 128 + number.
+        """
+        if self.received is not None and not self._is_told:
+            raise stop_by(self.received)
 
     def call_user(self) -> None:
         """Call the handler of the user's own for the first signal, if there is one."""
@@ -84,6 +99,11 @@ def release() -> None:
     """Let the signals through that `held` has held back from this process."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers())
+
+
+def stop_by(number: int) -> BaseException:
+    """Return what ends a process as a signal does by convention."""
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def is_suspend(number: int) -> bool:

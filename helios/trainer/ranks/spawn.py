@@ -95,10 +95,12 @@ def spawn(
             for rank_ in ranks:
                 rank_.force(signal.SIGKILL)  # none is left, but after an error of the parent's own
                 rank_.close()
-    ends = [rank.end(signals.received) for rank in ranks]
-    if any(end.is_stop for end in ends):
+    try:
+        raise_first([rank.end(signals.received) for rank in ranks])
+        signals.leave()
+    except (KeyboardInterrupt, SystemExit):
         signals.call_user()
-    raise_first(ends)
+        raise
     return ranks[0].result
 
 
@@ -153,10 +155,12 @@ class _Rank:
             self.status = status
         return self.status is not None
 
-    def send(self, number: int) -> None:
-        """Send a signal to the process if it has not ended."""
-        if not self.look() and self._process.pid is not None:
-            os.kill(self._process.pid, number)
+    def send(self, number: int) -> bool:
+        """Send a signal to the process if it has not ended; return whether it is at work."""
+        if self.look() or self._process.pid is None:
+            return False
+        os.kill(self._process.pid, number)
+        return self.done is None and self.failed is None
 
     def force(self, number: signal.Signals) -> None:
         """End the process by a signal if it has not ended."""
@@ -237,7 +241,12 @@ def _watch(ranks: list[_Rank], signals: Forwarding, grace: float) -> None:
     while left := [rank for rank in ranks if not rank.look()]:
         wait([rank.sentinel for rank in left], _POLL)
         for number in signals.take():
-            _forward(left, number)
+            if is_suspend(number):
+                _suspend(left)
+                continue
+            took = [rank.send(number) for rank in left]
+            if any(took):
+                signals.told(number)
         now = time.monotonic()
         if since is None and _must_end(ranks, signals.received):
             since = now
@@ -265,11 +274,7 @@ def _must_end(ranks: list[_Rank], asked: int | None) -> bool:
     return failed or all(end.done or end.is_failure for end in ends)
 
 
-def _forward(ranks: list[_Rank], number: int) -> None:
-    if not is_suspend(number):
-        for rank in ranks:
-            rank.send(number)
-        return
+def _suspend(ranks: list[_Rank]) -> None:
     for rank in ranks:
         rank.send(signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGSTOP)  # stops here, until the shell goes on with it

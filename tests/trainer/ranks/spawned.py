@@ -75,19 +75,23 @@ def tell(rank, local_rank, world_size, host, port, name, queue, tensor):
     return large() if rank == 0 else "of no interest"
 
 
-def refuse_on_rank_1(rank, *_):
+def refuse_on_rank_1(rank, local_rank, world_size, host, port, name, queue):
+    store = dist.TCPStore(host, port, is_master=False)
     if rank == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        store.set("here", "")
         while True:
             signal.pause()
+    store.get("here")
     raise Refusal("not with rank 1", amount=3)
 
 
 def die_on_rank_1(rank, local_rank, world_size, host, port, name, queue):
+    store = dist.TCPStore(host, port, is_master=False)
     if rank == 0:
-        dist.TCPStore(host, port, is_master=False).set("here", "")
+        store.set("here", "")
         signal.pause()
-    dist.TCPStore(host, port, is_master=False).get("here")
+    store.get("here")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
