@@ -177,6 +177,7 @@ class _Rank:
         """Wait for the end of a process that is about to end, and free what it took."""
         self._process.join()
         self.look()
+        self._process.close()
         self._connection.close()
 
     def end(self, asked: int | None = None) -> End:
