@@ -92,6 +92,7 @@ class Board:
         self, store: Any, rank: int, world_size: int, hosting_rank: int | None = None
     ) -> None:
         self._store = store
+        self.store = store
         self.rank = rank
         self.world_size = world_size
         self.hosting_rank = hosting_rank
