@@ -91,6 +91,20 @@ class Division:
         if self._engine is not None:
             self._engine.close()
 
+    def describe(self) -> str | None:
+        """Return the division in a sentence; None if there is none.
+
+        Example:
+            >>> Division(Ranks(), pieces=4).describe()
+            'Ranks: 1; each micro-batch in 4 pieces, added in a fixed order'
+        """
+        if self.shares is None:
+            return None
+        how = "a share of each micro-batch on every rank"
+        if self.pieces is not None:
+            how = f"each micro-batch in {self.pieces} pieces, added in a fixed order"
+        return f"Ranks: {self._ranks.world_size}; {how}"
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what of the division the bits of a run depend on."""
         if self.pieces is not None:

@@ -29,6 +29,7 @@ from helios.trainer.fingerprint import fingerprint
 from helios.trainer.hooks import Hooks
 from helios.trainer.loop import Loop
 from helios.trainer.progress import Progress
+from helios.trainer.ranks.group import Ranks
 from helios.trainer.ranks.saving import RankSaver
 from helios.trainer.report import Reporter
 from helios.trainer.resuming import (
@@ -92,7 +93,12 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         environment_now = fingerprint(model, datamodule, trainer.non_finite)
         environment_now.update(division.fingerprint())
         loggers = open_logs(trainer, model, content, stack, state.current_iteration + 1)
-        _introduce(banner(model, plan, trainer.device), trainer, loggers, new=content is None)
+        _introduce(
+            banner(model, plan, trainer.device, division.describe()),
+            trainer,
+            loggers,
+            new=content is None,
+        )
         if content is not None:
             check_position(state, train.batches_per_epoch, content["plan"])
             take_up(train, content)
@@ -158,8 +164,11 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                     loop.save_resumable()
                 except Exception as error:
                     failure.add_note(f"the state before it could not be saved: {error}")
-            record_crash(failure, loop, store, train, plan, environment_now)
+            if ranks.named(failure) is failure:
+                record_crash(failure, loop, store, train, plan, environment_now)
             raise
+    if signals.received is not None:
+        ranks.ended()
     signals.leave()
 
 
@@ -235,7 +244,7 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             return
         stack.enter_context(contextlib.closing(source))
         if trainer.print_banner and trainer.loop is None:
-            trainer.say(banner(model, None, trainer.device))
+            trainer.say(banner(model, None, trainer.device, division.describe()))
         results = evaluate_test(state, hooks, source, mover(trainer.device), agreement)
         progress = None
         if trainer.enable_progress_bar and trainer.ranks.is_first:
@@ -325,25 +334,42 @@ def open_logs(
         purge_step=None if content is None else next_step,
     )
     stack.callback(loggers.close)
-    stack.push(failure_logger(loggers.logger))
+    stack.push(failure_logger(loggers.logger, trainer.ranks))
+    trainer.failure_log = loggers.logger
     return loggers
 
 
-def failure_logger(logger: logging.Logger | None) -> Callable[..., None]:
+def failure_logger(logger: logging.Logger | None, ranks: Ranks) -> Callable[..., None]:
     """Return what writes an exception that ends a run to its log, for an ``ExitStack``."""
 
     def log(kind: Any, error: BaseException | None, trace: Any) -> None:
-        if logger is None or error is None:
+        if error is None:
             return
-        # Whoever catches the exception shows it on standard error, so it goes into files alone.
-        record = logger.makeRecord(
-            logger.name, logging.ERROR, __file__, 0, "the run failed", (), (kind, error, trace)
-        )
-        for handler in logger.handlers:
-            if isinstance(handler, logging.FileHandler):
-                handler.handle(record)
+        if ranks.several:
+            ranks.named(error)  # said here, before anything else takes its time; it is logged too
+        elif logger is not None:
+            write_failure(logger, "the run failed", error)
 
     return log
+
+
+def write_failure(
+    logger: logging.Logger, message: str, failure: BaseException | None = None
+) -> None:
+    """Write how a run failed to the files of its log.
+
+    Whoever catches the exception shows it on standard error, so it goes into files alone.
+
+    Args:
+        logger: the log.
+        message: what to write.
+        failure: (optional) the exception, for its traceback.
+    """
+    exception = None if failure is None else (type(failure), failure, failure.__traceback__)
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, message, (), exception)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def _total_updates(plan: Plan) -> int | None:

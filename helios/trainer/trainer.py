@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from helios.core.distributed import get_dist_info
 from helios.core.logging import check_run_name
 from helios.data import DataModule
+from helios.errors import RankError
 from helios.functional.nonfinite import POLICIES
 from helios.functional.rng import DEFAULT_SEED
 from helios.functional.state import TrainingState, TrainingUnit
@@ -22,6 +23,7 @@ from helios.plugins import Plugin
 from helios.trainer import arguments as check
 from helios.trainer import fit as running
 from helios.trainer.engine import REDUCTIONS, Division
+from helios.trainer.launch import is_one_of_several, on_this_rank, rendezvous_here
 from helios.trainer.ranks.ddp import DDP
 from helios.trainer.ranks.group import Ranks
 from helios.trainer.store import Retention
@@ -187,6 +189,7 @@ class Trainer:
         self.parallel = check.check_parallel(parallel)
         self.rank_timeout = check.check_timeout(rank_timeout)
         self.ranks = Ranks()
+        self.failure_log: logging.Logger | None = None
         self.is_prepared = False  # whether prepare_data has run before the ranks were started
         self.loop: Loop | None = None
         self._model: Model | None = None
@@ -300,10 +303,11 @@ class Trainer:
             datamodule: the datamodule to use.
 
         Returns:
-            True if the training process completed successfully, false otherwise.
+            True if the training process completed successfully, false otherwise. One of several
+            ranks does not return after a failure: it ends with a status that is not 0.
 
         Raises:
-            ValueError: if ``total_steps`` is 0, or if several ranks are asked for.
+            ValueError: if ``total_steps`` is 0.
             TypeError: if the model or the datamodule is something else.
         """
         if self.total_steps == 0:
@@ -351,18 +355,36 @@ class Trainer:
         """Run a routine; tell success from failure as `fit` and `test` promise."""
         check.check_instance("model", model, Model)
         check.check_instance("datamodule", datamodule, DataModule)
-        if get_dist_info().world_size > 1:
-            raise ValueError(
-                f"received {get_dist_info().world_size} ranks; this version of helios trains on "
-                "one. Run the script with python, not with torchrun."
-            )
         self._model, self._datamodule = model, datamodule
+        several = is_one_of_several()
         try:
-            routine(self, model, datamodule)
+            if several:
+                on_this_rank(rendezvous_here(), routine, self, model, datamodule)
+            else:
+                routine(self, model, datamodule)
         except Exception as error:
             if isinstance(error, tuple(passed_on)):
                 raise
-            sys.stderr.write(traceback.format_exc())
+            # What another rank saw of its own says nothing beside the failure that it names.
+            shown = f"{error}\n" if isinstance(error, RankError) else traceback.format_exc()
+            sys.stderr.write(shown)
             sys.stderr.flush()
+            if several:
+                raise SystemExit(1) from error  # what started the ranks is to know
             return False
         return True
+
+    def whereabouts(self) -> str:
+        """Say in words where the run in progress is."""
+        if self.loop is None:
+            return "before the first step"
+        state = self.loop.state
+        return (
+            f"epoch {state.global_epoch}, update {state.current_iteration}, micro-batch "
+            f"{state.global_iteration}"
+        )
+
+    def log_failure(self, message: str) -> None:
+        """Write how the run failed to its log, if this is the rank that has one."""
+        if self.failure_log is not None:
+            running.write_failure(self.failure_log, message)

@@ -27,6 +27,7 @@ import torch.distributed as dist
 
 _FOR_EVER = timedelta(days=20)  # in milliseconds it still is a C int
 _SHOWN = 16  # ranks that a message lists
+_MOST_TEXT = 200  # characters of what another rank said
 
 Kind = Literal["raised", "waited", "stalled", "died"]
 
@@ -92,6 +93,7 @@ class Board:
         self, store: Any, rank: int, world_size: int, hosting_rank: int | None = None
     ) -> None:
         self._store = store
+        self.store = store
         self.rank = rank
         self.world_size = world_size
         self.hosting_rank = hosting_rank
@@ -227,18 +229,16 @@ class Board:
         for rank, answer in answers.items():
             if answer is None:
                 return Failure(rank, "died", "", _died(waited))
-        stalled = {rank: a for rank, a in answers.items() if a is not None and not a.in_collective}
-        # A rank that is done with its work waits for the others, but in no collective of theirs.
-        for rank in sorted(stalled, key=lambda rank: self._has("finished", rank)):
-            answer, others = stalled[rank], [other for other in stalled if other != rank]
-            if self._has("finished", rank):
-                what = "ended its work while other ranks waited for it"
-            else:
-                what = "did not come to where the other ranks waited for it"
-            if others:
-                what += f"; nor did {_ranks(others)}"
-            message = f"{what}; {_said(waited)}"
-            return Failure(rank, "stalled", answer.where, message, answer.stack)
+        for rank, answer in answers.items():
+            if answer is not None and not answer.in_collective and not self._has("finished", rank):
+                what = f"did not come to where others waited for it; {_said(waited)}"
+                return Failure(rank, "stalled", answer.where, what, answer.stack)
+        finished = [rank for rank in waiting if self._has("finished", rank)]
+        if finished and len(finished) < self.world_size:
+            what = "ended its work while other ranks waited for it in a collective"
+            told = (failure for rank, failure in waiting.items() if rank not in finished)
+            what = f"{what}; {_said(next(filter(None, told), waited))}"
+            return Failure(finished[0], "stalled", "at the end", what)
         return _misfit({r: failure for r, failure in waiting.items() if failure is not None})
 
     def _waited(self, rank: int) -> Failure | None:
@@ -294,7 +294,8 @@ def _died(waited: Failure) -> str:
 
 def _said(waited: Failure) -> str:
     where = f" ({waited.where})" if waited.where else ""
-    return f"rank {waited.rank}{where} noticed it: {waited.message}"
+    message = waited.message[:_MOST_TEXT] + "..." * (len(waited.message) > _MOST_TEXT)
+    return f"rank {waited.rank}{where} noticed it: {message}"
 
 
 def _misfit(waiting: dict[int, Failure]) -> Failure:

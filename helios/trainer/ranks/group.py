@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from helios.errors import RankError
+from helios.trainer.ranks.guard import Guard
 
 _FIRST = 1 << 12  # bytes that the first round carries; a second one follows for longer values
 _HEAD = 8
@@ -25,6 +26,7 @@ class Ranks:
         world_size: number of ranks.
         group: the process group for what ranks say, on the CPU; None for the default one.
         store: what all ranks can write to and read from; needed for `once` alone.
+        guard: what tells how the run ends; needed for `ended` and `named` alone.
 
     Attributes:
         collectives: collectives run so far, of those that `exchange` runs.
@@ -41,12 +43,14 @@ class Ranks:
         world_size: int = 1,
         group: dist.ProcessGroup | None = None,
         store: Any = None,
+        guard: Guard | None = None,
     ) -> None:
         self.rank = rank
         self.local_rank = local_rank
         self.world_size = world_size
         self._group = group
         self._store = store
+        self._guard = guard
         self._once = 0
         self.collectives = 0
 
@@ -135,6 +139,18 @@ class Ranks:
             while not self._store.check([key]):
                 time.sleep(pause)
                 pause = min(pause * 2, 0.5)
+
+    def ended(self) -> None:
+        """Say that all ranks have agreed to end here: leaving is no failure from now on."""
+        if self._guard is not None:
+            self._guard.ended()
+
+    def named(self, error: BaseException) -> BaseException:
+        """Return the failure of the run for an exception that this rank sees of it.
+
+        It is that of the rank which failed first, which may have made others fail.
+        """
+        return error if self._guard is None else self._guard.named(error)
 
     def agree(self, what: str, value: Any, advice: str) -> None:
         """Raise unless every rank has the same value.

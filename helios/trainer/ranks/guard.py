@@ -26,8 +26,11 @@ _MOST_TEXT = 1 << 16  # characters of a traceback; the last ones
 class Guard:
     """What the body of a run tells its guard."""
 
-    def __init__(self) -> None:
+    def __init__(self, joined: Joined, watcher: Watcher) -> None:
         self.has_ended = False
+        self._joined = joined
+        self._watcher = watcher
+        self._named: tuple[BaseException, BaseException] | None = None
 
     def ended(self) -> None:
         """Say that all ranks have agreed to end here.
@@ -35,6 +38,36 @@ class Guard:
         ``SystemExit`` and ``KeyboardInterrupt`` are no failure from here on, other exceptions are.
         """
         self.has_ended = True
+
+    def named(self, error: BaseException) -> BaseException:
+        """Post an exception that the body raised, and return the failure of the run.
+
+        Args:
+            error: the exception. It is looked at once: asked again, the answer is the same.
+
+        Returns:
+            The exception itself if it is the first failure; else a `RankError` that names it.
+        """
+        if self._named is None or self._named[0] is not error:
+            self._named = error, self._name(error)
+        return self._named[1]
+
+    def _name(self, error: BaseException) -> BaseException:
+        joined, watcher = self._joined, self._watcher
+        left = isinstance(error, (SystemExit, KeyboardInterrupt))
+        if left and self.has_ended:
+            failure = finish(joined)
+            if failure is None:
+                return error
+        else:
+            failure = _post(joined, watcher, error)
+        watcher.tell(failure)
+        own = failure.rank == joined.rank and (left or failure.kind == "raised")
+        if own and not _looks_like_success(error):
+            return error
+        named = rank_error(joined, failure)
+        named.__cause__ = error
+        return named
 
 
 @contextlib.contextmanager
@@ -63,24 +96,15 @@ def guarded(
     Raises:
         RankError: if another rank failed first, or this one left by ``sys.exit(0)``.
     """
-    guard = Guard()
     with _stack_on_crash(), Watcher(joined.board, describe, log, grace) as watcher:
+        guard = Guard(joined, watcher)
         try:
             yield guard
-        except (SystemExit, KeyboardInterrupt) as end:
-            failure = finish(joined) if guard.has_ended else _post(joined, watcher, end)
-            if failure is None:
-                raise
-            watcher.tell(failure)
-            if failure.rank == joined.rank and not _looks_like_success(end):
-                raise
-            raise rank_error(joined, failure) from end
         except BaseException as error:
-            failure = _post(joined, watcher, error)
-            watcher.tell(failure)
-            if failure.rank == joined.rank and failure.kind == "raised":
+            named = guard.named(error)
+            if named is error:
                 raise
-            raise rank_error(joined, failure) from error
+            raise named from error
         failure = finish(joined)
         if failure is not None:
             watcher.tell(failure)
@@ -110,7 +134,8 @@ def is_of_a_peer(error: BaseException) -> bool:
 
 
 def _post(joined: Joined, watcher: Watcher, error: BaseException) -> Failure:
-    waited = is_of_a_peer(error)
+    blamed = error.rank if isinstance(error, RankError) else joined.rank
+    waited = is_of_a_peer(error) or blamed != joined.rank
     failure = Failure(
         joined.rank,
         "waited" if waited else "raised",

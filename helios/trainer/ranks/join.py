@@ -96,7 +96,7 @@ def _form_group(rendezvous: Rendezvous, device: torch.device, timeout: float) ->
             "rendezvous: there is a default group already; destroy it, or pass None to use it"
         )
     me, world = rendezvous.rank, rendezvous.world_size
-    store = rendezvous.store(timeout)
+    store: Any = rendezvous.store(timeout)
     board = Board(PrefixStore("board", store), me, world, rendezvous.hosting_rank)
     try:
         missing = board.arrive(timeout)

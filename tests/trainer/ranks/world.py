@@ -179,7 +179,14 @@ def _ask(request: _Request) -> list[_Ended]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+                # torch looks up the name of every address it connects to, by DNS for those of IPv6;
+                # a lost answer would cost seconds, and with them the timeouts of a test.
+                "RES_OPTIONS": "attempts:0",
+            },
         )
         atexit.register(_zygote.communicate)
     assert _zygote.stdin is not None
