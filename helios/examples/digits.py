@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     parser.add_argument("--seed", type=int, help="the seed of a new run")
     parser.add_argument("--cpu", action="store_true", help="leave the GPUs alone")
     parser.add_argument("--ranks", type=int, help="start so many processes on the CPU")
-    parser.add_argument("--canonical", action="store_true", help="the same bits on 1, 2, 4, 8 ranks")
+    parser.add_argument("--canonical", action="store_true", help="equal bits on 1, 2, 4, 8 ranks")
     args = parser.parse_args(argv)
 
     torch.set_num_threads(1)  # more of them only get into each other's way in so small a network
@@ -86,10 +86,11 @@ def main(argv: Sequence[str] | None = None) -> float:
         reduction="canonical" if args.canonical else "mean",
         random_seed=args.seed,
     )
-    before = helios.trainer.find_last_checkpoint(args.runs / "checkpoints" / "digits")
+    folder = args.runs / "checkpoints" / "digits"
+    before = helios.trainer.find_last_checkpoint(folder)
     if not trainer.fit(model, data):
         raise SystemExit(1)
-    if trainer.rank == 0 and before == helios.trainer.find_last_checkpoint(args.runs / "checkpoints" / "digits"):
+    if trainer.rank == 0 and before == helios.trainer.find_last_checkpoint(folder):
         print(f"Finished already, after {trainer.state.global_epoch} epochs: nothing was trained.")
     if not trainer.test(model, data):
         raise SystemExit(1)

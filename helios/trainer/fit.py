@@ -67,9 +67,14 @@ def taken_over(by: Takeover) -> Iterator[None]:
         _instead = before
 
 
+def is_taken_over(trainer: Trainer, model: Model, datamodule: DataModule) -> bool:
+    """Let what asked for it do something in the place of a fit; tell whether it did."""
+    return _instead is not None and _instead(trainer, model, datamodule)
+
+
 def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
     """Run a fit to its end, from the last checkpoint if there is one."""
-    if _instead is not None and _instead(trainer, model, datamodule):
+    if is_taken_over(trainer, model, datamodule):
         return
     ranks = trainer.ranks
     signals = Signals(trainer.chkpt_root is not None)
@@ -176,6 +181,7 @@ def _introduce(introduction: str, trainer: Trainer, loggers: Loggers, *, new: bo
     """Show the banner, and write that of a new run to its log."""
     if trainer.print_banner:
         trainer.say(introduction)
+    trainer.is_introduced = True
     if new and loggers.logger is not None:
         loggers.logger.info(introduction)
 
@@ -243,7 +249,7 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             trainer.say("There is no test set: nothing to test", loggers.logger)
             return
         stack.enter_context(contextlib.closing(source))
-        if trainer.print_banner and trainer.loop is None:
+        if trainer.print_banner and not trainer.is_introduced:
             trainer.say(banner(model, None, trainer.device, division.describe()))
         results = evaluate_test(state, hooks, source, mover(trainer.device), agreement)
         progress = None

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import logging
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch.multiprocessing as mp
 
 from helios.core.distributed import get_dist_info
 from helios.core.logging import check_run_name
 from helios.data import DataModule
-from helios.errors import RankError
 from helios.functional.nonfinite import POLICIES
 from helios.functional.rng import DEFAULT_SEED
 from helios.functional.state import TrainingState, TrainingUnit
 from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer import arguments as check
-from helios.trainer import fit as running
 from helios.trainer.engine import REDUCTIONS, Division
-from helios.trainer.launch import is_one_of_several, on_this_rank, rendezvous_here
+from helios.trainer.launch import launch
 from helios.trainer.ranks.ddp import DDP
 from helios.trainer.ranks.group import Ranks
 from helios.trainer.store import Retention
@@ -190,6 +185,9 @@ class Trainer:
         self.rank_timeout = check.check_timeout(rank_timeout)
         self.ranks = Ranks()
         self.failure_log: logging.Logger | None = None
+        self.queue_of_ranks: Any = None
+        self.is_introduced = False  # whether the banner was shown
+        self.last_state: TrainingState | None = None  # of a run in other processes
         self.is_prepared = False  # whether prepare_data has run before the ranks were started
         self.loop: Loop | None = None
         self._model: Model | None = None
@@ -226,6 +224,11 @@ class Trainer:
     def is_distributed(self) -> bool:
         """Whether the run in progress has several ranks."""
         return self.ranks.several
+
+    @property
+    def ranks_to_start(self) -> int:
+        """How many processes a run is to have if none were started for it."""
+        return self.cpu_ranks or max(len(self._gpu_ids), 1)
 
     def division(self) -> Division:
         """Return how the micro-batches are divided among the ranks of the run in progress.
@@ -269,12 +272,13 @@ class Trainer:
         return self._plugins
 
     @property
-    def queue(self) -> mp.Queue[Any] | None:
+    def queue(self) -> Any:
         """Return the multi-processing queue instance.
 
         If training isn't distributed or if ``torchrun`` is used, then None is returned instead.
+        What the ranks put into it is there for this process once they run, and after it.
         """
-        return None
+        return self.queue_of_ranks
 
     @property
     def seed(self) -> int:
@@ -288,9 +292,11 @@ class Trainer:
         Raises:
             RuntimeError: if nothing has been run yet.
         """
-        if self.loop is None:
-            raise RuntimeError("the trainer has no state yet; it has one once fit runs")
-        return self.loop.state
+        if self.loop is not None:
+            return self.loop.state
+        if self.last_state is not None:
+            return self.last_state
+        raise RuntimeError("the trainer has no state yet; it has one once fit runs")
 
     def fit(self, model: Model, datamodule: DataModule) -> bool:
         """Run the full training routine.
@@ -316,7 +322,7 @@ class Trainer:
                 f"{'epochs' if self.train_unit is TrainingUnit.EPOCH else 'updates'} to train for, "
                 "or float('inf')"
             )
-        return self._guarded(running.fit, self._train_exceptions, model, datamodule)
+        return self._run("fit", self._train_exceptions, model, datamodule)
 
     def test(self, model: Model, datamodule: DataModule) -> bool:
         """Run the full testing routine.
@@ -334,7 +340,7 @@ class Trainer:
         Raises:
             TypeError: if the model or the datamodule is something else.
         """
-        return self._guarded(running.test, self._test_exceptions, model, datamodule)
+        return self._run("test", self._test_exceptions, model, datamodule)
 
     def say(self, message: str, logger: logging.Logger | None = None) -> None:
         """Print a message on rank 0, and write it to the log if there is one."""
@@ -344,35 +350,6 @@ class Trainer:
         sys.stdout.flush()
         if logger is not None:
             logger.info(message)
-
-    def _guarded(
-        self,
-        routine: Callable[[Trainer, Model, DataModule], None],
-        passed_on: Sequence[type[Exception]],
-        model: Any,
-        datamodule: Any,
-    ) -> bool:
-        """Run a routine; tell success from failure as `fit` and `test` promise."""
-        check.check_instance("model", model, Model)
-        check.check_instance("datamodule", datamodule, DataModule)
-        self._model, self._datamodule = model, datamodule
-        several = is_one_of_several()
-        try:
-            if several:
-                on_this_rank(rendezvous_here(), routine, self, model, datamodule)
-            else:
-                routine(self, model, datamodule)
-        except Exception as error:
-            if isinstance(error, tuple(passed_on)):
-                raise
-            # What another rank saw of its own says nothing beside the failure that it names.
-            shown = f"{error}\n" if isinstance(error, RankError) else traceback.format_exc()
-            sys.stderr.write(shown)
-            sys.stderr.flush()
-            if several:
-                raise SystemExit(1) from error  # what started the ranks is to know
-            return False
-        return True
 
     def whereabouts(self) -> str:
         """Say in words where the run in progress is."""
@@ -384,7 +361,15 @@ class Trainer:
             f"{state.global_iteration}"
         )
 
-    def log_failure(self, message: str) -> None:
-        """Write how the run failed to its log, if this is the rank that has one."""
-        if self.failure_log is not None:
-            running.write_failure(self.failure_log, message)
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what goes to the processes of a run: nothing that belongs to this one."""
+        here = {"loop": None, "failure_log": None, "last_state": None, "queue_of_ranks": None}
+        return {**self.__dict__, **here}
+
+    def _run(
+        self, routine: str, passed_on: Sequence[type[Exception]], model: Any, datamodule: Any
+    ) -> bool:
+        check.check_instance("model", model, Model)
+        check.check_instance("datamodule", datamodule, DataModule)
+        self._model, self._datamodule = model, datamodule
+        return launch(self, routine, passed_on, model, datamodule)
