@@ -1,4 +1,4 @@
-"""However a run fails on one rank, it ends on all of them, in time, and says which was the first."""
+"""However a run fails on one rank, it ends on all, in time, and says which was the first."""
 
 from __future__ import annotations
 
