@@ -45,12 +45,12 @@ def check(outcomes, first, words):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("ranks", "agent"), [(2, True), (4, True), (3, False)])
+@pytest.mark.parametrize(("ranks", "agent"), [(4, True), (2, False)])
 def test_all_ranks_end_in_time_and_name_the_first(case, ranks, agent):
     check(world.run(bodies.run, ranks, args=(case,), agent=agent), 1, CASES[case])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["raises", "is_killed", "stalls_in_a_sleep", "returns_early"])
 def test_it_is_the_same_in_a_group_of_the_user(case):
     outcomes = world.run(bodies.run_in_a_group_of_the_user, 2, args=(case,))
     check(outcomes, 1, CASES[case])
