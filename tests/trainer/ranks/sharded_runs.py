@@ -228,6 +228,7 @@ class Run:
 def alone(name, window, updates):
     """The same in one process."""
     model = MODELS[name](name.lower())
+    model.prepare(3)
     step = helios.make_step(model, Plan(accumulation_steps=window))
     state = helios.init_state(model, 3)
     for number in range(updates * window):

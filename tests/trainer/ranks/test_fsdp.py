@@ -31,10 +31,6 @@ OPTIONS = {
 def train(name, window, updates, folder, options="blocks"):
     world.join()
     run = Run(name, window, OPTIONS[options]).go(updates * window)
-    if run.rank == 0:
-        Path(folder, "whole").write_bytes(
-            to_bytes(helios.TrainingState(carry=run.whole()))
-        ) if run.world_size == 1 else None
     whole = run.whole()
     run.save(folder, "end")
     if run.rank == 0:
