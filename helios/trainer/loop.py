@@ -15,7 +15,7 @@ from helios.core.rng import python_rng_rewinder
 from helios.data import EpochSource
 from helios.errors import CheckpointError, NonFiniteError, ResumeError
 from helios.functional import rng
-from helios.functional.binding import Binding, bind
+from helios.functional.binding import bind
 from helios.functional.schedule import (
     Batch,
     Checkpoint,

@@ -62,9 +62,7 @@ class FSDP(msgspec.Struct, frozen=True):
             or callable(wrap)
             or (isinstance(wrap, tuple) and wrap and all(map(_is_module, wrap)))
         ):
-            raise _value(
-                "wrap", wrap, "a tuple of module classes, a function of a module, or None"
-            )
+            raise _value("wrap", wrap, "a tuple of module classes, a function of a module, or None")
         if after is not None and not isinstance(after, bool):
             raise _value("reshard_after_forward", after, "True, False or None")
         for name in ("param_dtype", "reduce_dtype"):

@@ -145,6 +145,10 @@ class Scaled(Float):
 
     precision = helios.Policy(loss_scale=helios.LossScale(2.0**127))
 
+    def loss(self, batch):
+        loss, metrics = super().loss(batch)
+        return loss + 100 * self.gain[0], metrics
+
 
 class PoisonedLoss(Mean):
     """The loss of the third micro-batch is infinite on one rank; its gradient is not."""
@@ -162,7 +166,7 @@ class PoisonedGradient(Mean):
     def loss(self, batch):
         loss, metrics = super().loss(batch)
         if self.calls == 3 and dist.get_rank() == 1:
-            loss = loss + (self.net[0].bias[:1] - self.net[0].bias[:1].detach()).abs().sqrt().sum()
+            loss = loss + (self.gain[:1] - self.gain[:1].detach()).abs().sqrt().sum()
         return loss, metrics
 
 
@@ -238,4 +242,4 @@ def alone(name, window, updates):
 
 def furthest(a, b):
     pairs = zip(flatten(a)[0], flatten(b)[0], strict=True)
-    return max((x.double() - y.double()).abs().max().item() for x, y in pairs)
+    return max((x.double() - y.double()).abs().max().item() for x, y in pairs if x.numel())
