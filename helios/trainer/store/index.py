@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 import torch
@@ -102,7 +103,7 @@ def decode_index(data: bytes, sizes: Sequence[int]) -> Index:
             places[chunk.file].append((chunk.offset, end))
     for taken in places:
         taken.sort()
-        if any(end > start for (_, end), (start, _) in zip(taken, taken[1:], strict=False)):
+        if any(end > start for (_, end), (start, _) in pairwise(taken)):
             raise refused("its index has two tensors in the same bytes")
     return index
 

@@ -372,12 +372,11 @@ def marked(content: Any) -> set[str]:
 
 def fill(content: Any, tensor: Callable[[str], Any]) -> Any:
     """Return a tree with something in the place of every marker."""
-    if isinstance(content, dict):
-        if content.keys() == {MARK}:
-            name = content[MARK]
-            if not isinstance(name, str):
-                raise CorruptCheckpointError("it has a marker that is no name")
-            return tensor(name)
+    if isinstance(content, dict) and content.keys() == {MARK}:
+        name = content[MARK]
+        if not isinstance(name, str):
+            raise CorruptCheckpointError("it has a marker that is no name")
+        return tensor(name)
     if type(content) is dict:  # others, such as a state_dict with attributes, have no markers
         return {key: fill(value, tensor) for key, value in content.items()}
     if type(content) in (list, tuple):
