@@ -129,7 +129,8 @@ def save(
     try:
         return str(ranks.together(commit, f"saving {stem}.pth"))
     except Exception:
-        _forget(fs, part_temporary(folder, stem, ranks.rank))
+        for part in (ranks.rank, None) if ranks.is_first else (ranks.rank,):
+            _forget(fs, part_temporary(folder, stem, part))
         raise
 
 

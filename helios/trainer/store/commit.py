@@ -13,7 +13,8 @@ moment at which the manifest has its name, and no longer than that:
 
 A checkpoint of parameters that are sharded over ranks has parts beside these two, which the ranks
 have written and synced under hidden names before. They get their names, and the folder is synced,
-between 3 and 4; and they are removed with the file. The manifest lists them.
+between 3 and 4; and they are removed with the file, once the folder is synced after the manifest
+was hidden. The manifest lists them.
 
 Wherever this is cut off, what `recover` finds says what to do: a hidden manifest means that the
 file of its name is ours and does not count. No name is ever used twice, so that nothing which was
@@ -283,6 +284,8 @@ def write_digested(fs: Fs, path: Path, write: Callable[[Any], None]) -> tuple[in
 
 
 def _finish_removal(fs: Fs, folder: Path, stem: str, parts: Sequence[str]) -> None:
+    if parts:
+        fs.fsync_dir(folder)  # a manifest that had its name again would lack some of them
     with contextlib.suppress(FileNotFoundError):
         fs.unlink(folder / f"{stem}.pth")
     for name in parts:
