@@ -106,7 +106,6 @@ class Writer(StorageWriter):
 
         path = part_temporary(self._folder, self._stem, self._rank)
         size, digest = write_digested(self._fs, path, write)
-        self._fs.fsync_dir(self._folder)  # names that other hosts gave are not rank 0's to sync
         results.append(WriteResult(MetadataIndex(_FILE), size, _Written(size, digest)))
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)

@@ -229,8 +229,9 @@ def count_collectives(name):
         setattr(dist, called, counting)
     run.go(8)
     run.go(12)
-    dist.destroy_process_group()
-    return calls
+    seen = list(calls)
+    world.leave()
+    return seen
 
 
 @pytest.mark.parametrize(
@@ -248,6 +249,7 @@ def poison(name, policy):
     try:
         run.go(5)
     except NonFiniteError as error:
+        world.leave()
         return error.update
     world.leave()
     return run.state.carry.skipped
@@ -287,6 +289,7 @@ def mix():
     try:
         Run("Mean" if os.environ["RANK"] == "0" else "Weighted").go(1)
     except LossError as error:
+        world.leave()
         return str(error)
     return ""
 
@@ -354,7 +357,9 @@ def refuse(name):
         ranks = Ranks(dist.get_rank(), dist.get_rank(), dist.get_world_size())
         FSDPEngine(binding, model.precision, ranks, Ballot(lambda: False))
     except ModelError as error:
+        world.leave()
         return str(error)
+    world.leave()
     return ""
 
 

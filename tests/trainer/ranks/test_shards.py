@@ -386,6 +386,7 @@ def middle():
     try:
         shards.split(content_of(run.state, run.model), run.binding)
     except CheckpointError as error:
+        world.leave()
         return str(error)
     return ""
 

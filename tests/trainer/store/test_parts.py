@@ -7,16 +7,24 @@ import io
 import pytest
 
 from helios.trainer.store import Store
-from helios.trainer.store.commit import Part, part_temporary, remove, write_digested
+from helios.trainer.store.commit import (
+    Part,
+    part_temporary,
+    recover,
+    remove,
+    write_digested,
+)
 from helios.trainer.store.index import Index, encode_index
 from tests.trainer.store.faulty import (
     CrashDiskFs,
     Everything,
+    MutedFs,
     Nothing,
     PowerCut,
     Random,
     materialise,
 )
+from tests.trainer.store.test_power_loss import ALL_SITES, PARTS, in_words
 from tests.trainer.store.tiny import NAME, UnsyncedFs, manifest, payload, stem, step_of
 
 LOSSES = [Everything, Nothing, *(lambda seed=seed: Random(seed) for seed in range(20))]
@@ -71,7 +79,7 @@ def survivors(root):
     return step_of(content)
 
 
-def crashes(tmp_path, act):
+def crashes(tmp_path, act, muted=None):
     """Let the power fail at every operation of an act on a folder with two checkpoints."""
     seen = []
     for at in range(200):
@@ -79,16 +87,11 @@ def crashes(tmp_path, act):
         root.mkdir()
         cut = Cut()
         disk = CrashDiskFs(root, cut)
-        store = Store(root / NAME, fs=disk)
+        fs = MutedFs(disk, muted)
+        store = Store(root / NAME, fs=fs)
         for step in (1, 2):
             save(store, disk, step)
-        cut.left = at
-        try:
-            act(store, disk)
-        except PowerCut:
-            done = False
-        else:
-            done = True
+        done = act(store, fs, lambda at=at, cut=cut: setattr(cut, "left", at))
         for number, loss in enumerate(LOSSES):
             after = tmp_path / f"after-{at}-{number}"
             materialise(disk.crash(loss()), after)
@@ -100,20 +103,61 @@ def crashes(tmp_path, act):
     raise AssertionError("it does not end")
 
 
+def until_cut(act):
+    try:
+        act()
+    except PowerCut:
+        return False
+    return True
+
+
+def commit(store, fs, begin):
+    begin()
+    return until_cut(lambda: save(store, fs, 3))
+
+
+def removal(store, fs, begin):
+    names = [f"{stem(2)}.{kind}" for kind in ("index", "0.shard", "1.shard")]
+    begin()
+    return until_cut(lambda: remove(fs, store.folder, stem(2), names))
+
+
+def recovery(store, fs, begin):
+    """A power failure has kept the name of a manifest, and not that of its file."""
+    fs.unlink(store.folder / f"{stem(2)}.pth")
+    fs.fsync_dir(store.folder)
+    begin()
+    return until_cut(lambda: recover(fs, store.folder, NAME))
+
+
 def test_a_commit_that_is_cut_off_leaves_the_one_before_or_the_new_one(tmp_path):
-    seen = crashes(tmp_path, lambda store, disk: save(store, disk, 3))
+    seen = crashes(tmp_path, commit)
     assert {step for _, step in seen} == {2, 3}
     assert {step for done, step in seen if done} == {3}
 
 
 def test_a_removal_that_is_cut_off_leaves_it_whole_or_nothing_of_it(tmp_path):
-    def act(store, disk):
-        names = [f"{stem(2)}.{kind}" for kind in ("index", "0.shard", "1.shard")]
-        remove(disk, store.folder, stem(2), names)
-
-    seen = crashes(tmp_path, act)
+    seen = crashes(tmp_path, removal)
     assert {step for _, step in seen} == {1, 2}
     assert {step for done, step in seen if done} == {1}
+
+
+def test_a_recovery_that_is_cut_off_is_made_again(tmp_path):
+    assert {step for _, step in crashes(tmp_path, recovery)} == {1}
+
+
+ACTS = {
+    "commit.py-commit-2": commit,
+    "commit.py-_finish_removal-1": removal,
+    "commit.py-_remove_parts-1": recovery,
+}
+
+
+@pytest.mark.parametrize("site", sorted(PARTS))
+def test_no_sync_of_parts_can_be_left_out(site, tmp_path):
+    [muted] = [place for place in ALL_SITES if in_words(place) == site]
+    with pytest.raises((AssertionError, UserWarning)):
+        crashes(tmp_path, ACTS[site], muted)
 
 
 @pytest.mark.parametrize("kind", ["index", "0.shard", "17.shard"])
