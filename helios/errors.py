@@ -76,21 +76,23 @@ class ResumeError(CheckpointError):
     """A checkpoint is sound, but this run cannot go on from it exactly."""
 
 
+class RankError(HeliosError, RuntimeError):
+    """A run of several ranks failed, or its ranks do not run the same training.
+
+    The message has the first failure, with its traceback.
+
+    Attributes:
+        rank: the rank that failed first; None if it was none of them, but what started them.
+    """
+
+    def __init__(self, message: str = "", *, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
 class RegistryError(HeliosError, KeyError):
     """A name is not in a registry, or is there twice."""
 
     def __str__(self) -> str:
         """Return the message as written; ``KeyError`` would quote it."""
         return str(self.args[0]) if self.args else ""
-
-
-class RankError(HeliosError, RuntimeError):
-    """Another rank of the run failed, or the ranks do not run the same training.
-
-    Attributes:
-        rank: the first rank that failed; -1 if unknown.
-    """
-
-    def __init__(self, message: str = "", *, rank: int = -1) -> None:
-        super().__init__(message)
-        self.rank = rank

@@ -6,6 +6,7 @@ any number of them, and so are the counters, the positions and the events.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -73,3 +74,22 @@ def sizes(samples: int, pieces: int) -> list[int]:
     """
     each, more = divmod(samples, pieces)
     return [each + 1] * more + [each] * (pieces - more)
+
+
+def is_shared(batch: Any) -> bool:
+    """Tell whether a batch is a list of pieces of one."""
+    return type(batch) is list and bool(batch) and type(batch[0]) is Piece
+
+
+def each_piece(function: Callable[[Any], Any], batch: Any) -> Any:
+    """Apply a function to a batch, or to that of each piece if it is shared.
+
+    Example:
+        >>> [piece.batch for piece in each_piece(abs, [Piece(0, -1, count=1, of=1)])]
+        [1]
+        >>> each_piece(abs, -1)
+        1
+    """
+    if not is_shared(batch):
+        return function(batch)
+    return [msgspec.structs.replace(piece, batch=function(piece.batch)) for piece in batch]

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from helios.core.distributed import get_dist_info
 from helios.functional.state import TrainingUnit
 from helios.plugins import Plugin, PluginSet
+from helios.trainer.engine import PIECES
+from helios.trainer.ranks.ddp import DDP
 from helios.trainer.store.retention import Retention
 
 
@@ -141,32 +144,102 @@ def check_instance(name: str, value: Any, kind: type) -> None:
 
 
 def check_gpus(gpus: Any, use_cpu: Any) -> tuple[list[int], torch.device]:
-    """Return the GPU ids in use and the device to compute on.
+    """Return the GPU ids in use and the device that this process computes on.
 
     Raises:
-        ValueError: if both a CPU and GPUs are asked for, if there is no such GPU, or if there are
-            several: this version trains on one device.
+        ValueError: if both a CPU and GPUs are asked for, or if there is no such GPU.
+        TypeError: if the ids are no list of ints.
     """
     if use_cpu is not None:
         check_bool("use_cpu", use_cpu)
-    if gpus is not None:
-        if not isinstance(gpus, (list, tuple)) or any(
-            isinstance(g, bool) or not isinstance(g, int) for g in gpus
-        ):
-            raise _type("gpus", gpus, "a list of GPU ids, or None")
-        if use_cpu:
-            raise ValueError(f"gpus: received {gpus} with use_cpu=True; expected one of the two")
-        if len(gpus) != 1:
-            raise _value(
-                "gpus", gpus, "a list of one GPU id: this version of helios trains on one device"
+    local_rank = get_dist_info().local_rank
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus is None:
+        if use_cpu or available == 0:
+            return [], torch.device("cpu")
+        if local_rank >= available:
+            raise ValueError(
+                f"gpus: this process has LOCAL_RANK {local_rank}, and this machine has {available} "
+                "GPU(s); start at most one process for each, or give use_cpu=True"
             )
-        available = torch.cuda.device_count()
-        if not 0 <= gpus[0] < available:
-            raise _value("gpus", gpus, f"ids below {available}, the number of CUDA devices here")
-        return list(gpus), torch.device("cuda", gpus[0])
-    if use_cpu or not torch.cuda.is_available():
-        return [], torch.device("cpu")
-    return [0], torch.device("cuda", 0)
+        return [local_rank], torch.device("cuda", local_rank)
+    if not isinstance(gpus, (list, tuple)) or any(
+        isinstance(g, bool) or not isinstance(g, int) for g in gpus
+    ):
+        raise _type("gpus", gpus, "a list of GPU ids, or None")
+    if use_cpu:
+        raise ValueError(f"gpus: received {gpus} with use_cpu=True; expected one of the two")
+    if not gpus or len(set(gpus)) != len(gpus):
+        raise _value("gpus", gpus, "a list of at least one GPU id, each once")
+    if not all(0 <= gpu < available for gpu in gpus):
+        raise _value("gpus", gpus, f"ids below {available}, the number of CUDA devices here")
+    if local_rank >= len(gpus):
+        raise ValueError(
+            f"gpus: received {gpus} in the process with LOCAL_RANK {local_rank}; expected an id "
+            "for each process of this machine"
+        )
+    return list(gpus), torch.device("cuda", gpus[local_rank])
+
+
+def check_cpu_ranks(cpu_ranks: Any, use_cpu: Any, gpus: Any) -> int | None:
+    """Return the number of processes to start on the CPU.
+
+    Raises:
+        ValueError: if it is less than 1, or comes with GPUs.
+        TypeError: if it is no int.
+    """
+    if cpu_ranks is None:
+        return None
+    _positive("cpu_ranks", cpu_ranks, "a number of processes, or None")
+    if gpus is not None or use_cpu is False:
+        raise ValueError(
+            f"cpu_ranks: received {cpu_ranks} with gpus={gpus} and use_cpu={use_cpu}; expected one "
+            "of the two: ranks on the CPU, or on GPUs"
+        )
+    return int(cpu_ranks)
+
+
+def check_pieces(pieces: Any, reduction: str) -> int | None:
+    """Return in how many pieces a micro-batch is cut, None for one a rank.
+
+    Raises:
+        ValueError: if it is less than 1, or the reduction cuts none.
+        TypeError: if it is no int.
+    """
+    if reduction != "canonical":
+        if pieces is not None:
+            raise ValueError(
+                f"pieces: received {pieces!r} with reduction={reduction!r}; only "
+                'reduction="canonical" cuts micro-batches in pieces'
+            )
+        return None
+    return PIECES if pieces is None else _positive("pieces", pieces, "a number of pieces, or None")
+
+
+def check_parallel(parallel: Any) -> DDP | None:
+    """Return the options of the engine of several ranks.
+
+    Raises:
+        TypeError: if they are something else.
+    """
+    if parallel is not None and not isinstance(parallel, DDP):
+        raise _type("parallel", parallel, "a helios.DDP, or None")
+    return parallel
+
+
+def check_timeout(timeout: Any) -> float:
+    """Return how long ranks wait for each other, in seconds.
+
+    Raises:
+        ValueError: if it is not above 0 and finite.
+        TypeError: if it is no number.
+    """
+    expected = "a number of seconds above 0"
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise _type("rank_timeout", timeout, expected)
+    if not 0 < timeout < math.inf:
+        raise _value("rank_timeout", timeout, expected)
+    return float(timeout)
 
 
 def check_exclusive(

@@ -10,13 +10,16 @@ from helios.functional.state import TrainingUnit
 from helios.model.model import Model
 
 
-def banner(model: Model, plan: Plan | None, device: torch.device) -> str:
+def banner(
+    model: Model, plan: Plan | None, device: torch.device, division: str | None = None
+) -> str:
     """Return the banner of a run: the system, the model, and what will happen when.
 
     Args:
         model: the model, set up.
         plan: the calendar of a fit, None for a test.
         device: the device that computes.
+        division: (optional) how micro-batches are divided, where they are.
     """
     parameters = [p.numel() for p in model.parameters()]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -26,6 +29,8 @@ def banner(model: Model, plan: Plan | None, device: torch.device) -> str:
         f"Model: {type(model).__name__} ({model.save_name}), {sum(parameters):,} parameters, "
         f"{trained:,} of them trained",
     ]
+    if division is not None:
+        lines.append(division)
     if plan is not None:
         lines.append(describe_plan(plan))
     return model.append_to_banner("\n".join(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,10 +13,12 @@ from helios.core.rng import preserved_rng
 from helios.data import EpochSource
 from helios.functional import metrics, rng
 from helios.functional.binding import bind, in_mode
+from helios.functional.share import each_piece, is_shared
 from helios.functional.state import Carry, TrainingState
 from helios.functional.tree import clone
 from helios.model.hooks import ModelHooks, overridden
 from helios.model.model import Model, read_metrics
+from helios.trainer.agreement import Agreement, Tally
 from helios.trainer.hooks import Hooks
 
 
@@ -24,7 +27,7 @@ def validate(
     hooks: Hooks,
     source: EpochSource,
     move: Callable[[Any], Any],
-    poll: Callable[[], None] = lambda: None,
+    agreement: Agreement,
 ) -> dict[str, float]:
     """Run a validation and return its metrics, which are the model's ``valid_metrics`` too.
 
@@ -36,7 +39,7 @@ def validate(
         hooks: the plugins and the model.
         source: the validation batches.
         move: moves a batch to the device.
-        poll: called before each batch; it raises to leave the validation.
+        agreement: asked before each batch whether to leave, and for what all ranks measured.
     """
     model, cycle = hooks.model, state.validation_cycles
     with evaluating(model, state):
@@ -44,22 +47,33 @@ def validate(
         hooks.call("on_validation_start", key, cycle)
         process = hooks.plugins.process_validation_batch
         model.valid_metrics = _run(
-            source, move, process, model.valid_step, _batch_hooks(model, "validation"), poll
+            source,
+            move,
+            process,
+            model.valid_step,
+            _batch_hooks(model, "validation"),
+            agreement,
+            key,
         )
         hooks.call("on_validation_end", rng.fold(state.seed, "valid_end", cycle), cycle)
     return model.valid_metrics
 
 
 def test(
-    state: TrainingState, hooks: Hooks, source: EpochSource, move: Callable[[Any], Any]
+    state: TrainingState,
+    hooks: Hooks,
+    source: EpochSource,
+    move: Callable[[Any], Any],
+    agreement: Agreement,
 ) -> dict[str, float]:
     """Run the test batches and return the metrics, which are the model's ``test_metrics`` too."""
     model = hooks.model
     with evaluating(model, state):
-        hooks.call("on_testing_start", rng.fold(state.seed, "test"))
+        key = rng.fold(state.seed, "test")
+        hooks.call("on_testing_start", key)
         process = hooks.plugins.process_testing_batch
         model.test_metrics = _run(
-            source, move, process, model.test_step, _batch_hooks(model, "testing")
+            source, move, process, model.test_step, _batch_hooks(model, "testing"), agreement, key
         )
         hooks.call("on_testing_end", rng.fold(state.seed, "test_end"))
     return model.test_metrics
@@ -96,19 +110,30 @@ def _run(
     process: Callable[..., Any] | None,
     step: Callable[[Any, int], Any],
     batch_hooks: tuple[Any, Any],
-    poll: Callable[[], None] = lambda: None,
+    agreement: Agreement,
+    key: int,
 ) -> dict[str, float]:
     start, end = batch_hooks
-    total: metrics.Metrics = {}
+    tally = Tally(agreement.in_order)
     for index, fetched in enumerate(source.open(epoch=0)):
-        poll()
+        if agreement.check_inside():
+            break
         batch = move(fetched)
         if process is not None:
-            batch = process(batch, index)
+            batch = each_piece(functools.partial(_processed, process, index), batch)
         if start is not None:
             start(index)
-        output = step(batch, index)
-        total = metrics.merge(total, read_metrics(output, metrics.batch_size(batch)))
+        if is_shared(batch):
+            for piece in batch:
+                rng.seed_generators(rng.fold(key, "piece", index, piece.index))
+                output = step(piece.batch, index)
+                tally.add(read_metrics(output, piece.count) if piece.count else {})
+        else:
+            tally.add(read_metrics(step(batch, index), metrics.batch_size(batch)))
         if end is not None:
             end(index)
-    return metrics.compute(total)
+    return metrics.compute(agreement.whole(tally))
+
+
+def _processed(process: Callable[..., Any], index: int, batch: Any) -> Any:
+    return process(batch, index)

@@ -7,34 +7,44 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helios.core.logging import Loggers, open_loggers
 from helios.data import DataModule, EpochSource, mover, source_of
-from helios.errors import DataError, ResumeError
+from helios.errors import DataError
 from helios.functional.nonfinite import Deferred
 from helios.functional.schedule import Plan
+from helios.functional.share import Shares
 from helios.functional.state import TrainingState, TrainingUnit
 from helios.functional.step import make_step
 from helios.functional.trainable import init_state
 from helios.functional.tree import place
 from helios.model.hooks import ModelHooks, overridden
 from helios.model.model import Model
+from helios.trainer.agreement import Agreement
 from helios.trainer.banner import banner
 from helios.trainer.crash import record_crash
 from helios.trainer.evaluate import test as evaluate_test
-from helios.trainer.fingerprint import fingerprint, lost_promises
+from helios.trainer.fingerprint import fingerprint
 from helios.trainer.hooks import Hooks
-from helios.trainer.loop import Loop, check_position
+from helios.trainer.loop import Loop
 from helios.trainer.progress import Progress
+from helios.trainer.ranks.group import Ranks
+from helios.trainer.ranks.saving import RankSaver
 from helios.trainer.report import Reporter
-from helios.trainer.saving import Saver, rng_restorer
+from helios.trainer.resuming import (
+    check_position,
+    check_same,
+    content_of_all,
+    load_weights,
+    resume,
+    take_up,
+    warn_of_lost_promises,
+)
+from helios.trainer.saving import Saver, Saves, rng_restorer
 from helios.trainer.session import session
 from helios.trainer.signals import Interrupted, Signals
-from helios.trainer.store import Store, restore_state, stored_state
-from helios.trainer.store.fs import OsFs
-from helios.trainer.store.reading import last_valid
+from helios.trainer.store import Store, stored_state
 
 if TYPE_CHECKING:
     from helios.trainer.trainer import Trainer
@@ -57,33 +67,50 @@ def taken_over(by: Takeover) -> Iterator[None]:
         _instead = before
 
 
+def is_taken_over(trainer: Trainer, model: Model, datamodule: DataModule) -> bool:
+    """Let what asked for it do something in the place of a fit; tell whether it did."""
+    return _instead is not None and _instead(trainer, model, datamodule)
+
+
 def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
     """Run a fit to its end, from the last checkpoint if there is one."""
-    if _instead is not None and _instead(trainer, model, datamodule):
+    if is_taken_over(trainer, model, datamodule):
         return
+    ranks = trainer.ranks
     signals = Signals(trainer.chkpt_root is not None)
     with session(trainer, model, datamodule), contextlib.ExitStack() as stack:
         hooks = Hooks(trainer.plugins, model)
+        division = trainer.division()
+        stack.callback(division.close)
+        agreement = Agreement(hooks.stop_asked, signals, ranks, division.in_order)
         store = None
-        if trainer.chkpt_root is not None:
+        if trainer.chkpt_root is not None and ranks.is_first:
             folder = trainer.chkpt_root / model.save_name
             store = stack.enter_context(Store(folder, trainer.retention))
         state = init_state(model, trainer.seed)
-        content, path = (store and store.last_valid()) or (None, None)
+        content, path = content_of_all(trainer, model, store)
         if content is not None:
             state = resume(trainer, model, state, content)
             datamodule.seed = state.seed
-        train, valid = sources(datamodule, stack)
+        train, valid = sources(datamodule, stack, division.shares)
         plan = make_plan(trainer, train, valid)
+        check_same(ranks, state, plan)
         environment_now = fingerprint(model, datamodule, trainer.non_finite)
+        environment_now.update(division.fingerprint())
         loggers = open_logs(trainer, model, content, stack, state.current_iteration + 1)
-        _introduce(banner(model, plan, trainer.device), trainer, loggers, new=content is None)
+        _introduce(
+            banner(model, plan, trainer.device, division.describe()),
+            trainer,
+            loggers,
+            new=content is None,
+        )
         if content is not None:
             check_position(state, train.batches_per_epoch, content["plan"])
             take_up(train, content)
             trainer.say(f"Resuming training from checkpoint {path}", loggers.logger)
-            _warn_of_lost_promises(content, environment_now)
-        reporter = _open_reporter(trainer, plan, state, loggers, stack)
+            if ranks.is_first:
+                warn_of_lost_promises(content, environment_now)
+        reporter = _open_reporter(trainer, plan, state, loggers, stack, agreement)
         saver = None
         if store is not None:
             saver = Saver(
@@ -102,18 +129,27 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             stack.callback(saver.close)  # the lock is given back after it
             if content is not None:
                 saver.hold(state)
+        saves: Saves | None = saver
+        if ranks.several and trainer.chkpt_root is not None:
+            saves = RankSaver(saver, ranks)
         # On the CPU the answer is there at once; elsewhere, nobody waits for it.
         deferred = None if trainer.device.type == "cpu" else Deferred()
         loop = Loop(
             plan,
-            make_step(model, plan, non_finite=trainer.non_finite, deferred=deferred),
+            make_step(
+                model,
+                plan,
+                engine=division.engine(model, agreement.ballot),
+                non_finite=trainer.non_finite,
+                deferred=deferred,
+            ),
             hooks,
             train,
             valid,
             mover(trainer.device),
             reporter,
-            saver,
-            signals.poll,
+            saves,
+            agreement,
             lambda: None if deferred is None else deferred.check(),
         )
         trainer.loop = loop
@@ -121,18 +157,23 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         try:
             for _ in loop.run(state, None if content is None else rng_restorer(content)):
                 pass
-            if saver is not None:
-                saver.finish()
+            if saves is not None:
+                saves.finish()
         except Interrupted as reason:
             reporter.announce(f"The run was {reason}. {_left(loop)}")
         except BaseException as failure:
-            # Between two steps the state is whole: nothing of it is lost.
-            try:
-                loop.save_resumable()
-            except Exception as error:
-                failure.add_note(f"the state before it could not be saved: {error}")
-            record_crash(failure, loop, store, train, plan, environment_now)
+            # Between two steps the state is whole: nothing of it is lost. Of several ranks one
+            # alone must not wait for the others here: they go on from the last checkpoint.
+            if not ranks.several:
+                try:
+                    loop.save_resumable()
+                except Exception as error:
+                    failure.add_note(f"the state before it could not be saved: {error}")
+            if ranks.named(failure) is failure:
+                record_crash(failure, loop, store, train, plan, environment_now)
             raise
+    if signals.received is not None:
+        ranks.ended()
     signals.leave()
 
 
@@ -140,6 +181,7 @@ def _introduce(introduction: str, trainer: Trainer, loggers: Loggers, *, new: bo
     """Show the banner, and write that of a new run to its log."""
     if trainer.print_banner:
         trainer.say(introduction)
+    trainer.is_introduced = True
     if new and loggers.logger is not None:
         loggers.logger.info(introduction)
 
@@ -150,15 +192,18 @@ def _open_reporter(
     state: TrainingState,
     loggers: Loggers,
     stack: contextlib.ExitStack,
+    agreement: Agreement,
 ) -> Reporter:
-    progress = None
-    if trainer.enable_progress_bar:
+    ranks, progress = trainer.ranks, None
+    if trainer.enable_progress_bar and ranks.is_first:
         progress = Progress(_total_updates(plan), state.current_iteration)
     reporter = Reporter(
         loggers.logger,
         loggers.writer,
         progress,
         announce=lambda message: trainer.say(message, loggers.logger),
+        merge=agreement.merged if ranks.several else None,
+        wanted=agreement.of_first(any((loggers.logger, loggers.writer, progress))),
     )
     stack.callback(reporter.close)
     return reporter
@@ -177,7 +222,9 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
     """Run the test set through a model, with the weights of its last checkpoint."""
     with session(trainer, model, datamodule, fast_init=True), contextlib.ExitStack() as stack:
         hooks = Hooks(trainer.plugins, model)
-        content, path = _last_content(trainer, model)
+        division = trainer.division()
+        agreement = Agreement(hooks.stop_asked, None, trainer.ranks, division.in_order)
+        content, path = content_of_all(trainer, model)
         loggers = open_logs(trainer, model, content, stack)
         state = TrainingState(seed=trainer.seed)
         if content is not None:
@@ -195,55 +242,23 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             )
             if trainer.loop is not None and trainer.loop.model is model:
                 state = trainer.loop.state
-        source = source_of(datamodule.test_dataloader(), seed=datamodule.seed)
+        source = source_of(
+            datamodule.test_dataloader(), seed=datamodule.seed, shares=division.shares
+        )
         if source is None:
             trainer.say("There is no test set: nothing to test", loggers.logger)
             return
         stack.enter_context(contextlib.closing(source))
-        if trainer.print_banner and trainer.loop is None:
-            trainer.say(banner(model, None, trainer.device))
-        results = evaluate_test(state, hooks, source, mover(trainer.device))
-        progress = Progress(None, state.current_iteration) if trainer.enable_progress_bar else None
+        if trainer.print_banner and not trainer.is_introduced:
+            trainer.say(banner(model, None, trainer.device, division.describe()))
+        results = evaluate_test(state, hooks, source, mover(trainer.device), agreement)
+        progress = None
+        if trainer.enable_progress_bar and trainer.ranks.is_first:
+            progress = Progress(None, state.current_iteration)
         reporter = Reporter(loggers.logger, loggers.writer, progress)
         stack.callback(reporter.close)
         reporter.show(state, "test", results)
         reporter.release()
-
-
-def load_weights(model: Model, content: dict[str, Any]) -> None:
-    """Load the weights of a checkpoint into a model.
-
-    Raises:
-        ResumeError: if they are another model's.
-    """
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise ResumeError(f"the checkpoint does not fit this model: {error}") from error
-
-
-def resume(
-    trainer: Trainer, model: Model, fresh: TrainingState, content: dict[str, Any]
-) -> TrainingState:
-    """Return the state of a checkpoint, and load what is beside it into model and plugins."""
-    state = restore_state(content, fresh)
-    load_weights(model, content)
-    if trainer.random_seed is not None and trainer.random_seed != state.seed:
-        warnings.warn(
-            f"random_seed: received {trainer.random_seed}; the checkpoint's run has {state.seed} "
-            "and goes on with it. Use another save_name to begin a run with another seed.",
-            stacklevel=2,
-        )
-    for name, plugin in trainer.plugins.items():
-        if name in content["plugins"]:
-            plugin.load_state_dict(content["plugins"][name])
-    return state
-
-
-def take_up(train: EpochSource, content: dict[str, Any]) -> None:
-    """Give an iterable dataset the position that it saved of its own."""
-    if content["data"] is not None:
-        train.load_state(content["data"])
 
 
 def make_plan(trainer: Trainer, train: EpochSource, valid: EpochSource | None) -> Plan:
@@ -270,13 +285,13 @@ def make_plan(trainer: Trainer, train: EpochSource, valid: EpochSource | None) -
     )
 
 
-def training_source(datamodule: DataModule) -> EpochSource:
-    """Open the training batches.
+def training_source(datamodule: DataModule, shares: Shares | None = None) -> EpochSource:
+    """Open the training batches, of which this rank has its shares.
 
     Raises:
         DataError: if there is no training set, or it is empty.
     """
-    source = source_of(datamodule.train_dataloader(), seed=datamodule.seed)
+    source = source_of(datamodule.train_dataloader(), seed=datamodule.seed, shares=shares)
     if source is None:
         raise DataError(
             f"{type(datamodule).__name__} has no training set; assign self._train_dataset in "
@@ -286,15 +301,15 @@ def training_source(datamodule: DataModule) -> EpochSource:
 
 
 def sources(
-    datamodule: DataModule, stack: contextlib.ExitStack
+    datamodule: DataModule, stack: contextlib.ExitStack, shares: Shares | None = None
 ) -> tuple[EpochSource, EpochSource | None]:
     """Open the training and the validation batches; the stack closes them.
 
     Raises:
         DataError: if there is no training set, or one of them is empty.
     """
-    train = stack.enter_context(contextlib.closing(training_source(datamodule)))
-    valid = source_of(datamodule.valid_dataloader(), seed=datamodule.seed)
+    train = stack.enter_context(contextlib.closing(training_source(datamodule, shares)))
+    valid = source_of(datamodule.valid_dataloader(), seed=datamodule.seed, shares=shares)
     if valid is not None:
         stack.enter_context(contextlib.closing(valid))
     return train, valid
@@ -316,52 +331,51 @@ def open_logs(
         stack: an exception that passes through it is written to the log.
         next_step: the first update that a resumed fit logs; None for a test, which drops nothing.
     """
+    writes = trainer.ranks.is_first
     loggers = open_loggers(
         run_name=trainer.run_name or model.save_name,
-        log_path=trainer.log_path if trainer.enable_file_logging else None,
-        run_path=trainer.run_path if trainer.enable_tensorboard else None,
+        log_path=trainer.log_path if trainer.enable_file_logging and writes else None,
+        run_path=trainer.run_path if trainer.enable_tensorboard and writes else None,
         resume=None if content is None else content["log"],
         purge_step=None if content is None else next_step,
     )
     stack.callback(loggers.close)
-    stack.push(failure_logger(loggers.logger))
+    stack.push(failure_logger(loggers.logger, trainer.ranks))
+    trainer.failure_log = loggers.logger
     return loggers
 
 
-def failure_logger(logger: logging.Logger | None) -> Callable[..., None]:
+def failure_logger(logger: logging.Logger | None, ranks: Ranks) -> Callable[..., None]:
     """Return what writes an exception that ends a run to its log, for an ``ExitStack``."""
 
     def log(kind: Any, error: BaseException | None, trace: Any) -> None:
-        if logger is None or error is None:
+        if error is None:
             return
-        # Whoever catches the exception shows it on standard error, so it goes into files alone.
-        record = logger.makeRecord(
-            logger.name, logging.ERROR, __file__, 0, "the run failed", (), (kind, error, trace)
-        )
-        for handler in logger.handlers:
-            if isinstance(handler, logging.FileHandler):
-                handler.handle(record)
+        if ranks.several:
+            ranks.named(error)  # said here, before anything else takes its time; it is logged too
+        elif logger is not None:
+            write_failure(logger, "the run failed", error)
 
     return log
 
 
-def _last_content(trainer: Trainer, model: Model) -> tuple[dict[str, Any] | None, Path | None]:
-    """Return the newest whole checkpoint, without taking the lock: a fit may be writing more."""
-    if trainer.chkpt_root is None:
-        return None, None
-    folder = trainer.chkpt_root / model.save_name
-    found = last_valid(OsFs(), folder, model.save_name) if folder.is_dir() else None
-    return found or (None, None)
+def write_failure(
+    logger: logging.Logger, message: str, failure: BaseException | None = None
+) -> None:
+    """Write how a run failed to the files of its log.
 
+    Whoever catches the exception shows it on standard error, so it goes into files alone.
 
-def _warn_of_lost_promises(content: dict[str, Any], now: dict[str, Any]) -> None:
-    lost = lost_promises(content["fingerprint"], now)
-    if lost is not None:
-        warnings.warn(
-            f"the environment is not that of the checkpoint: {lost}. The run goes on, but it is "
-            "not promised to have the bits of an uninterrupted one.",
-            stacklevel=2,
-        )
+    Args:
+        logger: the log.
+        message: what to write.
+        failure: (optional) the exception, for its traceback.
+    """
+    exception = None if failure is None else (type(failure), failure, failure.__traceback__)
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, message, (), exception)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def _total_updates(plan: Plan) -> int | None:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from helios.core.rng import python_rng_rewinder
 from helios.data import EpochSource
-from helios.errors import CheckpointError, NonFiniteError, ResumeError
+from helios.errors import CheckpointError, NonFiniteError
 from helios.functional import rng
 from helios.functional.binding import bind
 from helios.functional.schedule import (
@@ -30,6 +30,7 @@ from helios.functional.schedule import (
     Validate,
     schedule,
 )
+from helios.functional.share import each_piece
 from helios.functional.state import (
     Carry,
     TrainingState,
@@ -45,13 +46,14 @@ from helios.functional.state import (
 )
 from helios.functional.step import Step
 from helios.functional.trainable import custom_step
+from helios.trainer.agreement import Agreement
 from helios.trainer.crash import Stage
 from helios.trainer.evaluate import validate
 from helios.trainer.hooks import Hooks
 from helios.trainer.report import Reporter
 
 if TYPE_CHECKING:
-    from helios.trainer.saving import Saver
+    from helios.trainer.saving import Saves
 
 _GO_ON = Outcome()
 _STOP = Outcome(stop=True)
@@ -74,7 +76,7 @@ class Loop:
         move: moves a batch to the device.
         reporter: where metrics go.
         save: writes a checkpoint of a state, None where none are kept.
-        poll: called where the run can be left: it raises to leave it.
+        agreement: decides where the run is left or stopped; by default this process alone does.
         sound: called before anything of the state is shown or saved: it raises if an update before
             was not finite.
 
@@ -95,8 +97,8 @@ class Loop:
         valid: EpochSource | None,
         move: Callable[[Any], Any],
         reporter: Reporter,
-        save: Saver | None = None,
-        poll: Callable[[], None] = lambda: None,
+        save: Saves | None = None,
+        agreement: Agreement | None = None,
         sound: Callable[[], None] = lambda: None,
     ) -> None:
         self._plan = plan
@@ -108,7 +110,7 @@ class Loop:
         self._move = move
         self._reporter = reporter
         self._save = save
-        self._poll = poll
+        self._agreement = Agreement(hooks.stop_asked) if agreement is None else agreement
         self._sound = sound
         self._skipped = 0
         self._binding = None
@@ -149,7 +151,7 @@ class Loop:
                 event = events.send(outcome)
                 yield event, self.state
                 if isinstance(event, (Batch, EpochStart, Validate)):
-                    self._poll()  # before a checkpoint there is nothing to gain by leaving
+                    self._agreement.check()  # before a checkpoint there is nothing to gain by it
                 if isinstance(event, Batch):
                     outcome = self._on_batch(event)
                 elif isinstance(event, Peek):
@@ -198,7 +200,7 @@ class Loop:
         hooks = self._hooks
         self.batch, self.stage = event, "fetch"
         batch = self._ahead.popleft() if self._ahead else next(self._batches)
-        self._poll()
+        self._agreement.check_inside()
         batch = self._move(batch)
         # The loss and the hooks see these counters, in their arguments and as trainer.state.
         self.state = state = begin_batch(self.state, update=event.update)
@@ -207,7 +209,8 @@ class Loop:
             self._remember()
             rng.seed_generators(rng.fold(state.seed, "batch_start", state.global_iteration))
             if hooks.process_batch is not None:
-                batch = hooks.process_batch(batch, state)
+                process = hooks.process_batch
+                batch = each_piece(lambda part: process(part, state), batch)
             if hooks.batch_start is not None:
                 hooks.batch_start(state)
             state = self._take_up(state)
@@ -231,7 +234,7 @@ class Loop:
         self.state = state
         self.batch = None
         self._mark(state)
-        return _STOP if hooks.stop_asked() else _GO_ON
+        return _STOP if self._agreement.after_update(is_last=event.update) else _GO_ON
 
     def _on_validate(self) -> Outcome:
         state = self._settled(self.state)
@@ -240,7 +243,7 @@ class Loop:
         self.state = state
         self._remember()
         assert self._valid is not None
-        results = validate(state, self._hooks, self._valid, self._move, self._poll)
+        results = validate(state, self._hooks, self._valid, self._move, self._agreement)
         self._reporter.show(state, "valid", results)
         self.state = state = end_validation(state)
         model = self._hooks.model
@@ -251,6 +254,7 @@ class Loop:
             reached = model.monitored_score()
             if math.isfinite(reached):  # a hook of the user's may think otherwise
                 model.best_score = reached
+        improved, model.best_score = self._agreement.of_first([improved, model.best_score])
         self.state = judge(score(state, model.best_score), improved=improved)
         return self._after(improved=improved)
 
@@ -271,7 +275,7 @@ class Loop:
     def _after(self, *, improved: bool = True) -> Outcome:
         """Answer an event that is no micro-batch; its time is not the micro-batches'."""
         self._clock = time.perf_counter()
-        return Outcome(improved=improved, stop=self._hooks.stop_asked())
+        return Outcome(improved=improved, stop=self._agreement.after_event())
 
     def save_resumable(self) -> None:
         """After a failure, save the state that a run can go on from, if there is one.
@@ -375,23 +379,3 @@ _END = object()
 
 def _skipped(state: TrainingState) -> int:
     return state.carry.skipped if isinstance(state.carry, Carry) else 0
-
-
-def check_position(state: TrainingState, batches: int | None, saved: dict[str, Any]) -> None:
-    """Refuse to take up an epoch whose batches are not those of the checkpoint.
-
-    Args:
-        state: the state to go on from.
-        batches: the batches of an epoch now, None if unknown.
-        saved: the plan of the checkpoint.
-
-    Raises:
-        ResumeError: if an epoch is in progress and its number of batches has changed.
-    """
-    before = saved.get("batches_per_epoch")
-    if state.dataset_iter > 0 and before != batches:
-        raise ResumeError(
-            f"the checkpoint stands at batch {state.dataset_iter} of an epoch of {before} batches, "
-            f"and an epoch now has {batches}. Resume with the dataset and the batch size of the "
-            "run, or begin a new one under another save_name."
-        )

@@ -18,10 +18,11 @@ from helios.functional.trainable import init_state
 from helios.functional.tree import clone, digest
 from helios.model.model import Model
 from helios.plugins import Plugin
-from helios.trainer.fit import resume, sources, take_up
+from helios.trainer.fit import sources
 from helios.trainer.hooks import Hooks
-from helios.trainer.loop import Loop, check_position
+from helios.trainer.loop import Loop
 from helios.trainer.report import Reporter
+from helios.trainer.resuming import check_position, resume, take_up
 from helios.trainer.saving import rng_restorer
 from helios.trainer.session import session
 from helios.trainer.store import read_checkpoint, stored_state

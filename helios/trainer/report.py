@@ -19,6 +19,8 @@ class Reporter:
         writer: the TensorBoard writer, None for none.
         progress: the terminal, None for none.
         announce: prints what the user is to know in any case, None to keep quiet.
+        merge: adds the training metrics of several ranks; called on all of them or on none.
+        wanted: whether anyone, on any rank, is shown metrics; by default whether this one is.
     """
 
     def __init__(
@@ -27,13 +29,17 @@ class Reporter:
         writer: Any = None,
         progress: Progress | None = None,
         announce: Callable[[str], None] | None = None,
+        merge: Callable[[metrics.Metrics], metrics.Metrics] | None = None,
+        wanted: bool | None = None,
     ) -> None:
         self._logger = logger
         self._writer = writer
         self._progress = progress
         self._announce = announce
         self._points: list[tuple[str, float, int]] = []
-        self._wanted = not (logger is None and writer is None and progress is None)
+        self._merge = merge
+        shown = not (logger is None and writer is None and progress is None)
+        self._wanted = shown if wanted is None else wanted
 
     def training(self, state: TrainingState) -> TrainingState:
         """Report the training metrics since the last report, and begin new ones.
@@ -42,10 +48,11 @@ class Reporter:
             The state without them. It is the same whether or not anything is shown.
         """
         carry = state.carry
-        if not isinstance(carry, Carry) or not carry.metrics:
-            return state
-        if self._wanted:
-            self.show(state, "train", metrics.compute(carry.metrics))
+        if isinstance(carry, Carry) and self._wanted:
+            own = carry.metrics
+            self.show(
+                state, "train", metrics.compute(own if self._merge is None else self._merge(own))
+            )
         return report(state)
 
     def show(self, state: TrainingState, label: str, values: Mapping[str, float]) -> None:

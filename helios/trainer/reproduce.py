@@ -17,10 +17,11 @@ from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer.crash import Crash, read_crash
 from helios.trainer.fingerprint import fingerprint, lost_promises
-from helios.trainer.fit import resume, sources, take_up
+from helios.trainer.fit import sources
 from helios.trainer.hooks import Hooks
-from helios.trainer.loop import Loop, check_position
+from helios.trainer.loop import Loop
 from helios.trainer.report import Reporter
+from helios.trainer.resuming import check_position, resume, take_up
 from helios.trainer.saving import rng_restorer
 from helios.trainer.session import session
 from helios.trainer.store import read_checkpoint

@@ -6,14 +6,16 @@ import contextlib
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import torch
+from msgspec.structs import replace
 
 from helios.core.rng import python_rng_state, restore_python_rng
 from helios.errors import CheckpointError, CorruptCheckpointError
+from helios.functional import metrics
 from helios.functional.schedule import Plan, is_due
 from helios.functional.state import Carry, TrainingState
 from helios.model.model import Model
@@ -27,6 +29,22 @@ from helios.trainer.store.snapshot import Snapshot, compact
 from helios.version import __version__
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Tensor, torch.nn.Parameter)
+
+
+class Saves(Protocol):
+    """What a loop needs to save its states."""
+
+    def __call__(self, state: TrainingState) -> None:
+        """Write a checkpoint of ``state``, or begin to."""
+        ...
+
+    def holds(self, state: TrainingState) -> bool:
+        """Tell whether a state is on the disk; waits for the save under way."""
+        ...
+
+    def finish(self) -> None:
+        """Wait until everything is on the disk."""
+        ...
 
 
 class Saver:
@@ -76,16 +94,25 @@ class Saver:
         self._held: TrainingState | None = None
         self._failure: CheckpointError | None = None
 
-    def __call__(self, state: TrainingState) -> None:
+    def __call__(
+        self, state: TrainingState, measured: list[dict[str, list[float]]] | None = None
+    ) -> None:
         """Write a checkpoint of ``state``, or begin to.
 
         The state may be donated to the next step as soon as this returns.
+
+        Args:
+            state: the state.
+            measured: (optional) the metrics of each of several ranks, as totals and weights, in
+                the place of those in the state.
 
         Raises:
             CheckpointError: if it cannot be written, or the one before it could not be.
         """
         self._settle()
-        name, content, score = self._collect(state)
+        name, content, score = self._collect(with_metrics(state, measured))
+        if measured is not None:
+            content["ranks"] = measured
         self._held = state
         # What is on a device is copied in any case: the file is to open where there is none.
         if self._background is not None or self._model.device.type != "cpu":
@@ -258,3 +285,20 @@ def check_plain(value: Any, path: str = "checkpoint") -> None:
 def rng_restorer(content: Mapping[str, Any]) -> Callable[[], None]:
     """Return what puts Python's and numpy's generators back as they were at a checkpoint."""
     return lambda: restore_python_rng(content["rng"])
+
+
+def with_metrics(
+    state: TrainingState, measured: Sequence[Mapping[str, Sequence[float]]] | None
+) -> TrainingState:
+    """Return a state with the metrics of some ranks, added in their order; None for its own.
+
+    Args:
+        state: the state.
+        measured: totals and weights by name, of each rank.
+    """
+    if measured is None or not isinstance(state.carry, Carry):
+        return state
+    total: metrics.Metrics = {}
+    for one in measured:
+        total = metrics.merge(total, {name: metrics.Mean(*sums) for name, sums in one.items()})
+    return replace(state, carry=replace(state.carry, metrics=total))

@@ -43,22 +43,24 @@ def session(
         seed_all(rng.fold(seed, "session"))
         stack.callback(datamodule.teardown)
         datamodule.trainer = trainer
-        datamodule.is_distributed = False
+        several = trainer.ranks.several
+        datamodule.is_distributed = several
         datamodule.seed = seed
-        datamodule.prepare_data()
+        if not trainer.is_prepared:
+            trainer.ranks.once(datamodule.prepare_data)
         if trainer.src_root is not None:
             update_all_registries(trainer.src_root, import_prefix=trainer.import_prefix)
         for plugin in list(trainer.plugins.values()):
             plugin.trainer = trainer
             plugin.device = trainer.device
             plugin.rank = trainer.rank
-            plugin.is_distributed = False
+            plugin.is_distributed = several
             plugin.configure_trainer(trainer)
             plugin.setup()
         datamodule.setup()
         model.trainer = trainer
         model.rank = trainer.rank
-        model.is_distributed = False
+        model.is_distributed = several
         model.device = trainer.device
         for plugin in trainer.plugins.values():
             plugin.configure_model(model)

@@ -14,7 +14,7 @@ _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 class Interrupted(BaseException):
-    """The run is to be left here; raised by `Signals.poll` alone.
+    """The run is to be left here; raised where its state is whole.
 
     Args:
         number: the signal.
@@ -62,14 +62,10 @@ class Signals:
         """The first signal that came, None as long as none has."""
         return self._received
 
-    def poll(self) -> None:
-        """Leave the run if it was asked to stop.
-
-        Raises:
-            Interrupted: if a signal has come.
-        """
-        if self._received is not None:
-            raise Interrupted(self._received)
+    def received_elsewhere(self, number: int) -> None:
+        """Take a signal that another rank of the run has got as one of this process."""
+        if self._received is None:
+            self._received = number
 
     def leave(self) -> None:
         """End the process as its signal does by convention, once everything is saved.

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch.multiprocessing as mp
 
 from helios.core.distributed import get_dist_info
 from helios.core.logging import check_run_name
@@ -20,7 +17,10 @@ from helios.functional.state import TrainingState, TrainingUnit
 from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer import arguments as check
-from helios.trainer import fit as running
+from helios.trainer.engine import REDUCTIONS, Division
+from helios.trainer.launch import launch
+from helios.trainer.ranks.ddp import DDP
+from helios.trainer.ranks.group import Ranks
 from helios.trainer.store import Retention
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Trainer:
         early_stop_cycles: (optional) number of validations in a row without improvement after
             which training will stop.
         use_cpu: (optional) if true, CPU will be used.
-        gpus: (optional) IDs of GPUs to use; this version trains on one.
+        gpus: (optional) IDs of GPUs to use; for each of several, a process is started. Under
+            ``torchrun``, which starts them, the one at its ``LOCAL_RANK`` is this process's.
         random_seed: (optional) the seed of everything random, shuffling included.
         enable_tensorboard: enable/disable Tensorboard logging. Defaults to false.
         enable_file_logging: enable/disable file logging. Defaults to false.
@@ -76,6 +77,17 @@ class Trainer:
             the state in host memory, and the time to make that copy. Defaults to false.
         tolerate_failed_saves: whether a checkpoint that cannot be written is a warning, as long as
             the last one can. Defaults to false: the run stops.
+        cpu_ranks: (optional) how many processes to start that train together on the CPU.
+        reduction: how the gradients of a micro-batch are put together. ``"mean"`` is the fastest:
+            every rank computes its share at once. ``"canonical"`` cuts it in ``pieces``, whose
+            gradients are added in a fixed order: the parameters have the same bits on any number
+            of ranks. Defaults to ``"mean"``.
+        pieces: (optional) in how many pieces ``"canonical"`` cuts a micro-batch; every rank has to
+            get 1, 2, 4, 8, ... of them. Defaults to 8.
+        parallel: (optional) options of `DistributedDataParallel`, as a `helios.DDP`.
+        rank_timeout: seconds that a rank waits for the others before it takes the run for failed;
+            to be longer than what one of them does alone, such as writing a checkpoint. Defaults
+            to 600.
 
     Raises:
         TypeError: if an argument is of the wrong type; a bool is not an int here.
@@ -117,6 +129,11 @@ class Trainer:
         retention: Retention | None = None,
         async_saving: bool = False,
         tolerate_failed_saves: bool = False,
+        cpu_ranks: int | None = None,
+        reduction: str = "mean",
+        pieces: int | None = None,
+        parallel: DDP | None = None,
+        rank_timeout: float = 600.0,
     ) -> None:
         self.run_name = check_run_name(run_name)
         if run_name:
@@ -161,6 +178,17 @@ class Trainer:
         self.tolerate_failed_saves = check.check_bool(
             "tolerate_failed_saves", tolerate_failed_saves
         )
+        self.cpu_ranks = check.check_cpu_ranks(cpu_ranks, use_cpu, gpus)
+        self.reduction = check.check_choice("reduction", reduction, REDUCTIONS)
+        self.pieces = check.check_pieces(pieces, reduction)
+        self.parallel = check.check_parallel(parallel)
+        self.rank_timeout = check.check_timeout(rank_timeout)
+        self.ranks = Ranks()
+        self.failure_log: logging.Logger | None = None
+        self.queue_of_ranks: Any = None
+        self.is_introduced = False  # whether the banner was shown
+        self.last_state: TrainingState | None = None  # of a run in other processes
+        self.is_prepared = False  # whether prepare_data has run before the ranks were started
         self.loop: Loop | None = None
         self._model: Model | None = None
         self._datamodule: DataModule | None = None
@@ -191,6 +219,24 @@ class Trainer:
                 "the trainer has no datamodule yet; it has one once fit or test runs"
             )
         return self._datamodule
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the run in progress has several ranks."""
+        return self.ranks.several
+
+    @property
+    def ranks_to_start(self) -> int:
+        """How many processes a run is to have if none were started for it."""
+        return self.cpu_ranks or max(len(self._gpu_ids), 1)
+
+    def division(self) -> Division:
+        """Return how the micro-batches are divided among the ranks of the run in progress.
+
+        Raises:
+            ValueError: if the pieces of ``"canonical"`` cannot be shared among them.
+        """
+        return Division(self.ranks, self.pieces, self.parallel)
 
     @property
     def local_rank(self) -> int:
@@ -226,12 +272,13 @@ class Trainer:
         return self._plugins
 
     @property
-    def queue(self) -> mp.Queue[Any] | None:
+    def queue(self) -> Any:
         """Return the multi-processing queue instance.
 
         If training isn't distributed or if ``torchrun`` is used, then None is returned instead.
+        What the ranks put into it is there for this process once they run, and after it.
         """
-        return None
+        return self.queue_of_ranks
 
     @property
     def seed(self) -> int:
@@ -245,9 +292,11 @@ class Trainer:
         Raises:
             RuntimeError: if nothing has been run yet.
         """
-        if self.loop is None:
-            raise RuntimeError("the trainer has no state yet; it has one once fit runs")
-        return self.loop.state
+        if self.loop is not None:
+            return self.loop.state
+        if self.last_state is not None:
+            return self.last_state
+        raise RuntimeError("the trainer has no state yet; it has one once fit runs")
 
     def fit(self, model: Model, datamodule: DataModule) -> bool:
         """Run the full training routine.
@@ -260,10 +309,11 @@ class Trainer:
             datamodule: the datamodule to use.
 
         Returns:
-            True if the training process completed successfully, false otherwise.
+            True if the training process completed successfully, false otherwise. One of several
+            ranks does not return after a failure: it ends with a status that is not 0.
 
         Raises:
-            ValueError: if ``total_steps`` is 0, or if several ranks are asked for.
+            ValueError: if ``total_steps`` is 0.
             TypeError: if the model or the datamodule is something else.
         """
         if self.total_steps == 0:
@@ -272,7 +322,7 @@ class Trainer:
                 f"{'epochs' if self.train_unit is TrainingUnit.EPOCH else 'updates'} to train for, "
                 "or float('inf')"
             )
-        return self._guarded(running.fit, self._train_exceptions, model, datamodule)
+        return self._run("fit", self._train_exceptions, model, datamodule)
 
     def test(self, model: Model, datamodule: DataModule) -> bool:
         """Run the full testing routine.
@@ -290,37 +340,36 @@ class Trainer:
         Raises:
             TypeError: if the model or the datamodule is something else.
         """
-        return self._guarded(running.test, self._test_exceptions, model, datamodule)
+        return self._run("test", self._test_exceptions, model, datamodule)
 
     def say(self, message: str, logger: logging.Logger | None = None) -> None:
-        """Print a message, and write it to the log if there is one."""
+        """Print a message on rank 0, and write it to the log if there is one."""
+        if not self.ranks.is_first:
+            return
         sys.stdout.write(message + "\n")
         sys.stdout.flush()
         if logger is not None:
             logger.info(message)
 
-    def _guarded(
-        self,
-        routine: Callable[[Trainer, Model, DataModule], None],
-        passed_on: Sequence[type[Exception]],
-        model: Any,
-        datamodule: Any,
+    def whereabouts(self) -> str:
+        """Say in words where the run in progress is."""
+        if self.loop is None:
+            return "before the first step"
+        state = self.loop.state
+        return (
+            f"epoch {state.global_epoch}, update {state.current_iteration}, micro-batch "
+            f"{state.global_iteration}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what goes to the processes of a run: nothing that belongs to this one."""
+        here = {"loop": None, "failure_log": None, "last_state": None, "queue_of_ranks": None}
+        return {**self.__dict__, **here}
+
+    def _run(
+        self, routine: str, passed_on: Sequence[type[Exception]], model: Any, datamodule: Any
     ) -> bool:
-        """Run a routine; tell success from failure as `fit` and `test` promise."""
         check.check_instance("model", model, Model)
         check.check_instance("datamodule", datamodule, DataModule)
-        if get_dist_info().world_size > 1:
-            raise ValueError(
-                f"received {get_dist_info().world_size} ranks; this version of helios trains on "
-                "one. Run the script with python, not with torchrun."
-            )
         self._model, self._datamodule = model, datamodule
-        try:
-            routine(self, model, datamodule)
-        except Exception as error:
-            if isinstance(error, tuple(passed_on)):
-                raise
-            sys.stderr.write(traceback.format_exc())
-            sys.stderr.flush()
-            return False
-        return True
+        return launch(self, routine, passed_on, model, datamodule)

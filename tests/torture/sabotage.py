@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from helios.functional.schedule import Batch
 from helios.trainer import evaluate
 from helios.trainer import fit as fits
 from helios.trainer.loop import Loop
@@ -44,22 +45,14 @@ def leave_things_behind() -> None:
 
 def answer_late() -> None:
     """A run that is asked to stop goes on until the epoch's end."""
-    run = Loop._on_batch
-
-    def on_batch(loop: Loop, event: Any) -> Any:
-        poll, loop._poll = loop._poll, lambda: None
-        try:
-            return run(loop, event)
-        finally:
-            loop._poll = poll
-
-    Loop._on_batch = on_batch  # type: ignore[method-assign]
     whole = Loop.run
 
     def deaf(loop: Loop, *args: Any) -> Any:
-        poll = loop._poll
+        agreement = loop._agreement
+        hear = agreement._received
         for event, state in whole(loop, *args):
-            loop._poll = poll if state.dataset_iter == 0 else lambda: None
+            hears = state.dataset_iter == 0 and not isinstance(event, Batch)
+            agreement._received = hear if hears else lambda: None  # type: ignore[method-assign]
             yield event, state
 
     Loop.run = deaf  # type: ignore[method-assign]

@@ -153,9 +153,9 @@ class TestDeferred:
     def _deferred(self, monkeypatch):
         make_step = fit_module.make_step
 
-        def with_deferred(model, plan, *, non_finite, deferred):
+        def with_deferred(*args, **kwargs):
             self.deferred = Deferred()
-            return make_step(model, plan, non_finite=non_finite, deferred=self.deferred)
+            return make_step(*args, **{**kwargs, "deferred": self.deferred})
 
         class Asking(fit_module.Loop):
             def __init__(loop, *args):  # noqa: N805 - self is the test

@@ -172,8 +172,9 @@ class DDPEngine:
         return Gradients(loss, grads, params, buffers, counted, whole)
 
     def close(self) -> None:
-        """Let go of the process group."""
-        self._reductions.clear()
+        """Let go of the process group, before it is left."""
+        while self._reductions:
+            self._reductions.popitem()[1][0].close()
 
     def _held(self, params: Tensors, buffers: Tensors) -> tuple[Tensors, Tensors]:
         binding = self._binding

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from helios.functional.tree_sum import combine
+from helios.trainer.ranks.ballot import Ballot
 
 # Torch renamed it in 2.13; the old name warns there, and is the only one before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -21,6 +22,7 @@ class TreeExchange:
     Args:
         group: (optional) the process group; by default the one of all ranks. Without
             ``torch.distributed``, or with one rank, nothing is exchanged.
+        ballot: (optional) where this rank's wish is cast; it travels with the gathered numbers.
 
     Attributes:
         world_size: number of ranks.
@@ -28,8 +30,11 @@ class TreeExchange:
         bytes_sent: bytes sent to other ranks so far.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, ballot: Ballot | None = None
+    ) -> None:
         self._group = group
+        self._ballot = ballot
         alone = group is None and not (dist.is_available() and dist.is_initialized())
         self.world_size: int = 1 if alone else dist.get_world_size(group)
         self.collectives = 0
@@ -62,9 +67,14 @@ class TreeExchange:
         """
         if self.world_size == 1:
             return numbers.unsqueeze(0)
+        width = len(numbers)
+        if self._ballot is not None:
+            numbers = torch.cat([numbers, numbers.new_full((1,), self._ballot.vote())])
         table = numbers.new_empty(self.world_size, len(numbers))
         self._gather(table, numbers)
-        return table
+        if self._ballot is not None:
+            self._ballot.count(table[:, width].sum())
+        return table[:, :width]
 
     def _total(self, tensors: list[torch.Tensor]) -> None:
         """Total tensors of one device and dtype, in place."""

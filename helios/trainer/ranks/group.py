@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from helios.errors import RankError
+from helios.trainer.ranks.guard import Guard
 
 _FIRST = 1 << 12  # bytes that the first round carries; a second one follows for longer values
 _HEAD = 8
@@ -23,6 +25,8 @@ class Ranks:
         local_rank: which this one is on its host.
         world_size: number of ranks.
         group: the process group for what ranks say, on the CPU; None for the default one.
+        store: what all ranks can write to and read from; needed for `once` alone.
+        guard: what tells how the run ends; needed for `ended` and `named` alone.
 
     Attributes:
         collectives: collectives run so far, of those that `exchange` runs.
@@ -38,11 +42,16 @@ class Ranks:
         local_rank: int = 0,
         world_size: int = 1,
         group: dist.ProcessGroup | None = None,
+        store: Any = None,
+        guard: Guard | None = None,
     ) -> None:
         self.rank = rank
         self.local_rank = local_rank
         self.world_size = world_size
         self._group = group
+        self._store = store
+        self._guard = guard
+        self._once = 0
         self.collectives = 0
 
     @property
@@ -111,6 +120,37 @@ class Ranks:
         if message is not None:
             raise RankError(f"{what} failed on rank 0: {message}", rank=0)
         return result
+
+    def once(self, act: Callable[[], None]) -> None:
+        """Let rank 0 do something that may take long, while the others wait as long as it takes.
+
+        Args:
+            act: what to do; if it raises, rank 0 fails, and the others go on to wait.
+        """
+        self._once += 1
+        key = f"once/{self._once}"
+        if self.is_first:
+            act()
+            if self._store is not None:
+                self._store.set(key, "done")
+        elif self._store is not None:
+            # A wait inside the store has a timeout, and lasts until then if rank 0 is dead.
+            pause = 0.01
+            while not self._store.check([key]):
+                time.sleep(pause)
+                pause = min(pause * 2, 0.5)
+
+    def ended(self) -> None:
+        """Say that all ranks have agreed to end here: leaving is no failure from now on."""
+        if self._guard is not None:
+            self._guard.ended()
+
+    def named(self, error: BaseException) -> BaseException:
+        """Return the failure of the run for an exception that this rank sees of it.
+
+        It is that of the rank which failed first, which may have made others fail.
+        """
+        return error if self._guard is None else self._guard.named(error)
 
     def agree(self, what: str, value: Any, advice: str) -> None:
         """Raise unless every rank has the same value.

@@ -46,7 +46,6 @@ class Reduction:
             self._module,
             find_unused_parameters=unused,
             bucket_cap_mb=bucket_cap_mb,
-            broadcast_buffers=False,
             init_sync=False,
         )
         self._warm_up()
@@ -95,6 +94,15 @@ class Reduction:
                 ) from error
         assert numbers is not None
         return numbers[0], numbers[1]
+
+    def close(self) -> None:
+        """Let go of the process group, which must not outlive this by much.
+
+        The reducer that holds it is freed while Python's lock is held. Were it the last to hold
+        the group, the group would wait there for its threads, and they for the lock.
+        """
+        for name in ("logger", "reducer", "process_group"):
+            setattr(self._ddp, name, None)
 
     def _warm_up(self) -> None:
         if self._unused:

@@ -146,7 +146,8 @@ class Run:
         options = options or DDP()
 
         def engine(binding, policy):
-            return DDPEngine(binding, policy, options, self.ranks, self.ballot)
+            self.engine = DDPEngine(binding, policy, options, self.ranks, self.ballot)
+            return self.engine
 
         plan = Plan(accumulation_steps=window)
         self.step = helios.make_step(self.model, plan, engine=engine, **how)
@@ -161,6 +162,10 @@ class Run:
             self.state = self.step(self.state, pieces, donate=True)
         return self
 
+    def leave(self):
+        self.engine.close()
+        world.leave()
+
     def save(self, folder, name):
         Path(folder, f"{name}-{self.rank}").write_bytes(to_bytes(self.state))
 
@@ -169,7 +174,7 @@ def train(name, window, updates, folder):
     world.join()
     run = Run(name, window).go(updates * window)
     run.save(folder, "end")
-    world.leave()
+    run.leave()
     return run.model.calls if isinstance(run.model, Mean) else None
 
 
@@ -178,7 +183,7 @@ def resume(name, window, updates, folder):
     run = Run(name, window)
     run.state = from_bytes(Path(folder, "saved").read_bytes())
     run.go(updates * window).save(folder, "resumed")
-    world.leave()
+    run.leave()
 
 
 def states(folder, what, ranks):
@@ -252,7 +257,7 @@ def vote(at):
         run.go(number)
         if number % 2 == 0:
             seen.append(run.ballot.carried())
-    world.leave()
+    run.leave()
     return seen
 
 
@@ -299,7 +304,7 @@ def count_collectives(name):
     buckets.clear()
     with Counted() as counted:
         run.go(8)
-    world.leave()
+    run.leave()
     return counted.calls, buckets
 
 
@@ -327,7 +332,8 @@ def compress():
 
     world.join()
     plain, short = Run("Mean").go(4), Run("Mean", options=DDP(comm_hook=fp16_compress_hook)).go(4)
-    world.leave()
+    plain.engine.close()
+    short.leave()
     return furthest(plain.state.carry.params, short.state.carry.params)
 
 
@@ -338,11 +344,13 @@ def test_a_hook_of_torch_takes_the_place_of_the_all_reduce():
 
 def leave_out(name, unused):
     world.join()
+    run = Run(name, options=DDP(find_unused_parameters=unused))
     try:
-        Run(name, options=DDP(find_unused_parameters=unused)).go(4)
+        run.go(4)
     except ModelError as error:
         return str(error)
-    world.leave()
+    finally:
+        run.leave()
     return ""
 
 
@@ -362,10 +370,11 @@ def poison(policy, folder):
     run = Run("Poisoned", non_finite=policy)
     try:
         run.go(5)
+        run.save(folder, "end")
     except NonFiniteError as error:
         return error.update
-    run.save(folder, "end")
-    world.leave()
+    finally:
+        run.leave()
     return run.state.carry.skipped
 
 
@@ -383,10 +392,13 @@ def test_an_update_that_is_not_finite_on_one_rank_is_skipped_on_all(tmp_path):
 def mix():
     world.join()
     name = "Mean" if os.environ["RANK"] == "0" else "Weighted"
+    run = Run(name)
     try:
-        Run(name).go(1)
+        run.go(1)
     except LossError as error:
         return str(error)
+    finally:
+        run.leave()
     return ""
 
 
@@ -404,8 +416,12 @@ def test_several_objectives_are_reduced_each_by_itself(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"bucket_cap_mb": 0}, {"bucket_cap_mb": "big"}, {"find_unused_parameters": 1}]
-    + [{"comm_hook": 3}],
+    [
+        {"bucket_cap_mb": 0},
+        {"bucket_cap_mb": "big"},
+        {"find_unused_parameters": 1},
+        {"comm_hook": 3},
+    ],
 )
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}: received"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import importlib
 import os
 import select
@@ -178,7 +179,14 @@ def _ask(request: _Request) -> list[_Ended]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+                # torch looks up the name of every address it connects to, by DNS for those of IPv6;
+                # a lost answer would cost seconds, and with them the timeouts of a test.
+                "RES_OPTIONS": "attempts:0",
+            },
         )
         atexit.register(_zygote.communicate)
     assert _zygote.stdin is not None
@@ -238,6 +246,8 @@ def _start(request: _Request, rank: int, answers: int) -> int:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(request.environments[rank])
+        # A rank that hangs shows where, before it is killed.
+        faulthandler.dump_traceback_later(request.timeout * 0.9, file=output)
         function: Any = importlib.import_module(request.module)
         for name in request.function.split("."):
             function = getattr(function, name)

@@ -1,0 +1,120 @@
+"""Signals that come to a process while it waits for others that do its work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from types import FrameType
+from typing import Any
+
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+
+class Forwarding:
+    """While it is entered, signals are noted, for others to be told.
+
+    SIGINT and SIGTERM, SIGUSR1 under SLURM, and SIGTSTP, by which a terminal suspends a program.
+    Handlers are set in the main thread alone, and those of before are put back at the end.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, _Handler] = {}
+        self._pending: list[int] = []
+        self._is_told = False
+        self.received: int | None = None
+        """The first signal by which this process was asked to end."""
+
+    def __enter__(self) -> Forwarding:
+        if threading.current_thread() is threading.main_thread():
+            for number in _numbers():
+                # None was not set from Python and cannot be put back; what is ignored, as under
+                # nohup, stays ignored, by the ranks as well.
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def take(self) -> list[int]:
+        """Return the signals that came since the last call, in their order."""
+        taken = []
+        while self._pending:
+            taken.append(self._pending.pop(0))
+        return taken
+
+    def told(self, number: int) -> None:
+        """Say that a signal found somebody who does something about it."""
+        self._is_told = self._is_told or number == self.received
+
+    def leave(self) -> None:
+        """End as the signal does that came too late for anybody to do something about it.
+
+        Raises:
+            KeyboardInterrupt: for SIGINT.
+            SystemExit: for another, with the status 128 + number.
+        """
+        if self.received is not None and not self._is_told:
+            raise stop_by(self.received)
+
+    def call_user(self) -> None:
+        """Call the handler of the user's own for the first signal, if there is one."""
+        number = self.received
+        if number is None:
+            return
+        handler = self._before.get(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            handler(number, None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._pending.append(number)
+        if self.received is None and not is_suspend(number):
+            self.received = number
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Hold signals back from this thread, and from the processes that it starts, until `release`.
+
+    A process that imports what it needs cannot answer them yet, and nothing would be saved by it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # It is started with the first process otherwise, and lets these signals through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release() -> None:
+    """Let the signals through that `held` has held back from this process."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers())
+
+
+def stop_by(number: int) -> BaseException:
+    """Return what ends a process as a signal does by convention."""
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def is_suspend(number: int) -> bool:
+    """Tell whether a signal is that of a terminal which suspends a program."""
+    return hasattr(signal, "SIGTSTP") and number == signal.SIGTSTP
+
+
+def _numbers() -> list[int]:
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):
+        numbers.append(signal.SIGUSR1)
+    if hasattr(signal, "SIGTSTP"):
+        numbers.append(signal.SIGTSTP)
+    return [int(number) for number in numbers]
