@@ -12,7 +12,7 @@ import torch
 from helios.core.rng import preserved_rng
 from helios.data import EpochSource
 from helios.functional import metrics, rng
-from helios.functional.binding import Binding, in_mode
+from helios.functional.binding import bind, in_mode
 from helios.functional.share import each_piece, is_shared
 from helios.functional.state import Carry, TrainingState
 from helios.functional.tree import clone
@@ -91,7 +91,7 @@ def evaluating(model: Model, state: TrainingState) -> Iterator[None]:
         if isinstance(carry, Carry):
             use_average = carry.average is not None and getattr(model.average, "evaluate", False)
             params = carry.average if use_average and carry.average else carry.params
-            binding = Binding(model)
+            binding = bind(model)
             stack.enter_context(binding.borrowed())
             binding.lend(params, clone(carry.buffers))
         stack.enter_context(in_mode(model, training=False))
