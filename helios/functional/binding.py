@@ -149,6 +149,10 @@ class Binding:
 
         return give_back
 
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function that computes with the module's parameters."""
+        return function(*args)
+
 
 _OWN = "_helios_binding"
 
@@ -159,8 +163,13 @@ def bind(module: nn.Module) -> Binding:
     Raises:
         ModelError: if it has none of its own, and no parameter, or one that is not materialised.
     """
+    return own_binding(module) or Binding(module)
+
+
+def own_binding(module: nn.Module) -> Binding | None:
+    """Return the binding that `bind_by` gave a module; None if it has none."""
     own = module.__dict__.get(_OWN)
-    return own if isinstance(own, Binding) else Binding(module)
+    return own if isinstance(own, Binding) else None
 
 
 def bind_by(binding: Binding) -> None:
