@@ -153,7 +153,10 @@ class Step:
         if donate:
             rng.seed_generators(rng.train_key(state.seed, state.global_iteration))
             try:
-                return self._kernel(state, carry, batch)
+                if self._binding is None or self._binding.module.training:
+                    return self._kernel(state, carry, batch)
+                with in_mode(self._binding.module, training=True):
+                    return self._kernel(state, carry, batch)
             finally:
                 consume(state)  # after a failure too: its tensors may be half way
         saved = rng.generator_states()
