@@ -1,4 +1,4 @@
-"""What ranks send each other: collectives and bytes of an update, on 1, 2 and 4 of them.
+"""What ranks send each other: collectives and bytes of an update on 2 and 4 ranks.
 
 Run it with ``python -m benchmarks.ranks`` on Linux, on a machine whose loopback interface nobody
 else uses: the bytes are those that the interface counted, with all that the transport adds.
@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import nn
 
 import helios
+from helios.trainer.ranks import exchange
 
 _COUNTED = ("all_reduce", "broadcast", "all_gather", "all_gather_single", "all_to_all_single")
 _COUNTED += ("all_gather_into_tensor", "reduce_scatter_tensor", "reduce_scatter_single", "barrier")
-_NEVER = 1 << 60
 
 
 class Wide(helios.Model):
@@ -39,10 +39,10 @@ class Wide(helios.Model):
     def setup(self, fast_init: bool = False) -> None:
         self.net = nn.Sequential(nn.Linear(512, 1024), nn.Tanh(), nn.Linear(1024, 512))
         self.optimizer = helios.optim.SGD(lr=1e-3)
-        for name in _COUNTED:
-            function = getattr(dist, name, None)
+        for place, name in [(exchange, "_all_gather"), *((dist, name) for name in _COUNTED)]:
+            function = getattr(place, name, None)
             if function is not None:
-                setattr(dist, name, self._counting(function))
+                setattr(place, name, self._counting(function))
 
     def loss(self, batch: Any) -> Any:
         x, y = batch
@@ -82,20 +82,20 @@ def _loopback() -> int:
 
 
 def measure(
-    ranks: int, window: int, weighted: bool, reduction: str, updates: int
+    ranks: int, window: int, weighted: bool, engine: str, updates: int
 ) -> tuple[float, float]:
     """Return collectives and MiB sent by a rank in an update."""
-    if ranks == 1:
-        return 0.0, 0.0  # there is no process group
     first, last = 4, 4 + updates
-    x = torch.randn(64 * window, 512, generator=torch.Generator().manual_seed(0))
+    # One epoch holds them all: ranks talk to each other at its end.
+    x = torch.randn(32 * window * (last + 2), 512, generator=torch.Generator().manual_seed(0))
+    parallel = {"DDP": helios.DDP(comm_hook=average), "FSDP": helios.FSDP(wrap=(nn.Linear,))}
     trainer = helios.Trainer(
         train_unit="iteration",
         total_steps=last + 1,
         accumulation_steps=window,
         cpu_ranks=ranks,
-        reduction=reduction,
-        parallel=helios.DDP(comm_hook=average) if reduction == "mean" else None,
+        reduction="canonical" if engine == "canonical" else "mean",
+        parallel=parallel.get(engine),
         print_banner=False,
     )
     data = helios.data.from_datasets(train=(x, x), batch_size=32)
@@ -120,15 +120,15 @@ def main(argv: list[str] | None = None) -> None:
     model.prepare(0)
     size = sum(p.nbytes for p in model.parameters()) / (1 << 20)
     print(f"gradients: {size:.2f} MiB; {sys.platform}, torch {torch.__version__}")
-    print("| reduction | micro-batches | loss | ranks | collectives | MiB sent by a rank |")
+    print("| engine | micro-batches | loss | ranks | collectives | MiB sent by a rank |")
     print("|---|---|---|---|---|---|")
-    for reduction in ("mean", "canonical"):
+    for engine in ("DDP", "canonical", "FSDP"):
         for window, weighted in ((1, False), (4, False), (4, True)):
-            for ranks in (1, 2, 4):
-                calls, sent = measure(ranks, window, weighted, reduction, args.updates)
+            for ranks in (2, 4):
+                calls, sent = measure(ranks, window, weighted, engine, args.updates)
                 loss = "weighted" if weighted else "mean"
                 print(
-                    f"| {reduction} | {window} | {loss} | {ranks} | {calls:g} | {sent:.2f} |",
+                    f"| {engine} | {window} | {loss} | {ranks} | {calls:g} | {sent:.2f} |",
                     flush=True,
                 )
 
