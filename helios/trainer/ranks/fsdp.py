@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from msgspec.structs import replace
 
-from helios.errors import LossError, ModelError
+from helios.errors import ModelError
 from helios.functional import accumulate
 from helios.functional.binding import Binding
 from helios.functional.gradients import Gradients, Turn
@@ -21,7 +21,7 @@ from helios.functional.streams import Streams
 from helios.functional.transformation import Tensors
 from helios.trainer.ranks.ballot import Ballot
 from helios.trainer.ranks.group import Ranks
-from helios.trainer.ranks.reduction import Broadcast
+from helios.trainer.ranks.reduction import Broadcast, mixed_losses
 from helios.trainer.ranks.sharding import ShardedBinding
 from helios.trainer.ranks.wrapping import FSDP, shard
 
@@ -163,10 +163,10 @@ class FSDPEngine:
         is_sum = loss.weight is not None
         if name not in self._kinds:
             if any(other != is_sum for other in self._ranks.exchange(is_sum)):
-                raise _mixed(name)
+                raise mixed_losses(name)
             self._kinds[name] = is_sum
         if self._kinds[name] != is_sum:
-            raise _mixed(name)
+            raise mixed_losses(name)
 
     def _reached_so_far(
         self, name: str, turn: Turn, window: Accumulator, reached: set[str]
@@ -244,11 +244,3 @@ def _poison(grads: Tensors, bad: torch.Tensor) -> None:
     """Make some gradient NaN if ``bad`` is; otherwise leave every bit."""
     grad = next(grad for grad in grads.values() if grad.numel())
     grad.mul_((bad + 1).to(grad.dtype))
-
-
-def _mixed(name: str) -> LossError:
-    return LossError(
-        f"{name}: on some ranks or at some micro-batches the loss was a mean, on others a "
-        "helios.Loss with a weight; expected the same always, since a mean counts by samples and a "
-        "Loss by its weight"
-    )
