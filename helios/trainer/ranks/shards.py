@@ -52,7 +52,7 @@ def _split(
     content: dict[str, Any], binding: ShardedBinding
 ) -> tuple[dict[str, Any], dict[str, tuple[torch.Tensor, Rows]]]:
     carry = content["carry"]
-    if any(window["grads"] for window in carry["accumulators"].values()):
+    if _has_open_window(carry):
         raise CheckpointError(
             "a sharded run cannot be saved in the middle of an accumulation window; save at the "
             "end of an update"
@@ -161,6 +161,11 @@ def load(
         ResumeError: if the checkpoint was made with another model, optimizer or dtype.
         CheckpointError: if the shards cannot be read.
     """
+    if _has_open_window(content["carry"]):
+        raise ResumeError(
+            f"{path.name} was saved in the middle of an accumulation window, which a sharded run "
+            "cannot take up: go on with it unsharded to the end of an update, or from another one"
+        )
     _, wanted = _split(state_content(like), binding)
     manifest = load_manifest(fs, path.parent, path.stem)
     if not manifest.files:
@@ -188,6 +193,10 @@ def load(
     read_shards(fs, path.parent, manifest, spread, group)
     filled: dict[str, Any] = fill(content, shards.__getitem__)
     return filled
+
+
+def _has_open_window(carry: dict[str, Any]) -> bool:
+    return any(window["grads"] for window in carry["accumulators"].values())
 
 
 def _rows(tensor: torch.Tensor, path: tuple[str, ...], binding: ShardedBinding) -> Rows | None:

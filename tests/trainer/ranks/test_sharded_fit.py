@@ -117,6 +117,40 @@ def test_one_process_reads_whole_tensors(tmp_path):
     model.load_state_dict(content["model"])
 
 
+class Stops(helios.Plugin):
+    """Asks to stop within a window."""
+
+    def __init__(self):
+        super().__init__("stops")
+
+    def should_training_stop(self):
+        return self.trainer.state.global_iteration == 3
+
+
+def fit_in_the_middle(root):
+    data = helios.data.from_datasets(train=(torch.ones(8, 3), torch.ones(8, 1)), batch_size=2)
+    trainer = helios.Trainer(
+        train_unit="iteration", total_steps=4, accumulation_steps=2, chkpt_root=Path(root),
+        use_cpu=True, print_banner=False, rank_timeout=20,
+        parallel=helios.FSDP(), plugins=[Stops()] if Path(root, "alone").exists() else [],
+    )  # fmt: skip
+    return trainer.fit(Float("deep"), data)
+
+
+class Float(Deep):
+    def loss(self, batch):
+        return super().loss([part.double() for part in batch])
+
+
+def test_a_checkpoint_within_a_window_is_refused_with_advice(tmp_path):
+    Path(tmp_path, "alone").touch()
+    assert world.values(world.run(fit_in_the_middle, 1, args=(str(tmp_path),))) == [True]
+    Path(tmp_path, "alone").unlink()
+    for outcome in world.run(fit_in_the_middle, 2, args=(str(tmp_path),)):
+        assert outcome.status == 1
+        assert "ResumeError: deep_epoch_1_iter_1_micro_3.pth" in outcome.output
+
+
 def test_what_excludes_sharding_is_refused():
     with pytest.raises(ValueError, match="canonical"):
         helios.Trainer(total_steps=1, reduction="canonical", parallel=helios.FSDP())
