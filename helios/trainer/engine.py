@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,24 @@ REDUCTIONS = ("mean", "canonical")
 
 PIECES = 8
 """In how many pieces canonical reduction cuts a micro-batch, unless told otherwise."""
+
+
+def as_recorded(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the trainer's arguments for the reduction of a run, as far as one process has it.
+
+    Args:
+        fingerprint: of the run; see `Division.fingerprint`.
+
+    Example:
+        >>> as_recorded({"reduction": "canonical", "pieces": 4})
+        {'reduction': 'canonical', 'pieces': 4}
+        >>> as_recorded({"reduction": "mean", "ranks": 2})
+        {}
+    """
+    names = ("reduction", "pieces")
+    if fingerprint.get("reduction") != "canonical":
+        return {}
+    return {name: fingerprint[name] for name in names if name in fingerprint}
 
 
 class Division:
@@ -168,6 +186,6 @@ class Division:
     def fingerprint(self) -> dict[str, Any]:
         """Return what of the division the bits of a run depend on."""
         if self.pieces is not None:
-            return {"reduction": f"canonical, in {self.pieces} pieces"}
+            return {"reduction": "canonical", "pieces": self.pieces}
         how = "mean, sharded" if self.is_sharded else "mean"
         return {"reduction": how, "ranks": self._ranks.world_size}
