@@ -1,0 +1,392 @@
+"""Runs of a `Trainer` on several ranks, and what of them has to be the same on any number.
+
+A leg is one fit, described by a dict that msgpack carries; every rank of a world runs it and
+returns what it saw. A world may run several legs, one after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import helios
+from helios.functional.share import each_piece, is_shared
+from helios.functional.step import Step
+from helios.functional.tree import flatten
+from helios.plugins import UniquePluginOverrides
+from tests.trainer.ranks import world
+
+
+def sample(index):
+    """Return a sample with noise of all three generators: its index, x, y, and a mask."""
+    generator = torch.Generator().manual_seed(1000 + index)
+    x = torch.randn(3, generator=generator, dtype=torch.float64)
+    y = torch.randn(1, generator=generator, dtype=torch.float64)
+    mask = (torch.rand((), generator=generator) < 0.7).double()
+    noise = torch.randn(3).double() + random.random() + float(np.random.rand())
+    return torch.tensor(index), x + 0.1 * noise, y, mask
+
+
+class Indexed(Dataset):
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return sample(index)
+
+
+class Stream(IterableDataset):
+    """No length, and no state: a resume reads it from the start."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __iter__(self):
+        return map(sample, range(self.size))
+
+
+class Resumable(IterableDataset):
+    """No length, and a state that says where it is."""
+
+    def __init__(self, size):
+        self.size = size
+        self.at = 0
+
+    def __iter__(self):
+        while self.at < self.size:
+            self.at += 1
+            yield sample(self.at - 1)
+        self.at = 0
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+class Data(helios.DataModule):
+    """Training data of one kind, and validation data that is keyed."""
+
+    def __init__(self, kind="indexed", samples=11, batch=4, workers=0, drop_last=False, valid=0):
+        self.kind = kind
+        self.samples = samples
+        self.params = {"batch_size": batch, "num_workers": workers, "drop_last": drop_last}
+        self.valid = valid
+
+    def setup(self):
+        if self.kind == "indexed":
+            params = {**self.params, "shuffle": True}
+            self._train_dataset = self._create_dataset(Indexed(self.samples), params)
+        elif self.kind in ("stream", "resumable"):
+            make = Stream if self.kind == "stream" else Resumable
+            self._train_dataset = self._create_dataset(make(self.samples), self.params)
+        if self.valid:
+            params = {"batch_size": self.params["batch_size"]}
+            self._valid_dataset = self._create_dataset(Indexed(self.valid), params)
+            self._test_dataset = self._create_dataset(Indexed(self.valid + 1), params)
+
+    def train_dataloader(self):
+        if self.kind == "own":
+            return DataLoader(Indexed(self.samples), shuffle=True, **self.params)
+        return super().train_dataloader()
+
+
+class Net(helios.Model):
+    """A small net in float64 or float32 with whatever is asked for."""
+
+    def __init__(
+        self,
+        loss="mean",
+        dropout=False,
+        norm=False,
+        clip=False,
+        average=False,
+        precision="float32",
+        double=True,
+        monitor=None,
+        draws=False,
+    ):
+        super().__init__("net")
+        self._loss = loss
+        self._parts = dropout, norm
+        self._clip = clip
+        self._double = double
+        self._draws = draws
+        self.precision = precision
+        self._average = average
+        if monitor is not None:
+            self.monitor = helios.Monitor(monitor)
+
+    def setup(self, fast_init=False):
+        dropout, norm = self._parts
+        layers: list[nn.Module] = [nn.Linear(3, 7)]
+        layers += [nn.BatchNorm1d(7)] if norm else []
+        layers += [nn.Tanh()]
+        layers += [nn.Dropout(0.4)] if dropout else []
+        layers += [nn.Linear(7, 1)]
+        self.net = nn.Sequential(*layers)
+        self.head = nn.Linear(3, 1)
+        if self._double:
+            self.double()
+        self.optimizer = self._rule()
+        if self._average:
+            self.average = helios.optim.average(decay=0.8)
+
+    def _rule(self):
+        if not self._clip:
+            return helios.optim.AdamW(lr=1e-2)
+        return helios.optim.chain(
+            clip=helios.optim.clip_by_global_norm(0.05), adamw=helios.optim.AdamW(lr=1e-2)
+        )
+
+    def objectives(self):
+        if self._loss != "game":
+            return super().objectives()
+        return [
+            helios.Objective("first", self.mean, self.optimizer, (self.net,)),
+            helios.Objective("second", self.second, helios.optim.SGD(lr=2e-2), (self.head,)),
+        ]
+
+    def loss(self, batch):
+        return self.weighted(batch) if self._loss == "weighted" else self.mean(batch)
+
+    def _of(self, batch):
+        _, x, y, mask = batch
+        return (x, y, mask) if self._double else (x.float(), y.float(), mask.float())
+
+    def mean(self, batch):
+        x, y, _ = self._of(batch)
+        out = self.net(x)
+        if self._loss != "game":
+            out = out + self.head(x)
+        return F.mse_loss(out.to(y.dtype), y), {"size": out.double().abs().mean()}
+
+    def weighted(self, batch):
+        x, y, mask = self._of(batch)
+        out = (self.net(x) + self.head(x)).to(y.dtype)
+        errors = (out - y).square().squeeze(1) * (mask + 0.5)
+        return helios.Loss(errors.sum(), weight=(mask + 0.5).sum(), metrics={"size": out.mean()})
+
+    def second(self, batch):
+        x, y, _ = self._of(batch)
+        return (self.net(x).detach() + self.head(x) - y).square().mean()
+
+
+class Observer(helios.Plugin):
+    """Writes down every hook with its counters, and asks to stop where it is told to.
+
+    Args:
+        stop: after which update to ask for a stop, None for never.
+        asks: the ranks that ask.
+        when: ``"update"``: as long as the counter stands there; ``"once"``: the one time that
+            micro-batch ``stop`` is done.
+    """
+
+    claims: UniquePluginOverrides | None = None
+
+    def __init__(self, stop=None, asks=None, when="update"):
+        super().__init__("observer", self.claims)
+        self.hooks: list[list[Any]] = []
+        self._stop = stop
+        self._asks = asks is None or int(os.environ.get("RANK", "0")) in asks
+        self._when = when
+
+    def write(self, name, *values):
+        self.hooks.append([name, *values, *self.counters()])
+
+    def counters(self):
+        if self.trainer.loop is None:
+            return []
+        counters = self.trainer.state.dict()
+        return [value for name, value in counters.items() if name != "average_iter_time"]
+
+    def on_training_start(self):
+        self.write("start")
+
+    def on_training_end(self):
+        self.write("end")
+
+    def on_validation_start(self, validation_cycle):
+        self.write("valid_start", validation_cycle)
+
+    def on_validation_end(self, validation_cycle):
+        self.write("valid_end", validation_cycle)
+
+    def should_training_stop(self):
+        if self._stop is None or not self._asks:
+            return False
+        state = self.trainer.state
+        if self._when == "once":
+            return state.global_iteration == self._stop
+        return state.current_iteration == self._stop and state.window_iter == 0
+
+
+class Noise(Observer):
+    """Changes training and validation batches by random numbers, as a plugin may."""
+
+    claims = UniquePluginOverrides(training_batch=True, validation_batch=True)
+
+    def process_training_batch(self, batch, state):
+        index, x, y, mask = batch
+        return index, x + 0.1 * torch.randn_like(x), y, mask
+
+    def process_validation_batch(self, batch, step):
+        index, x, y, mask = batch
+        return index, x + 0.1 * torch.randn_like(x), y, mask
+
+
+class Watched(Net):
+    """Writes down the model's hooks too; those of batches draw from torch."""
+
+    def on_training_epoch_start(self, current_epoch):
+        self.write("epoch_start", current_epoch)
+
+    def on_training_epoch_end(self, current_epoch):
+        self.write("epoch_end", current_epoch)
+
+    def on_training_batch_start(self, state):
+        self.write("batch_start", float(torch.rand(())) if self._draws else 0.0)
+
+    def on_training_batch_end(self, state, should_log=False):
+        self.write("batch_end", should_log, state.window_iter)
+
+    def on_validation_batch_start(self, step):
+        self.write("valid_batch_start", step, float(torch.rand(())) if self._draws else 0.0)
+
+    def on_validation_batch_end(self, step):
+        self.write("valid_batch", step)
+
+    def on_validation_end(self, validation_cycle):
+        self.write("metrics", *(value.hex() for _, value in sorted(self.valid_metrics.items())))
+
+    def have_metrics_improved(self):
+        improved = super().have_metrics_improved()
+        self.write("improved", improved)
+        return improved
+
+    def write(self, *what):
+        self.trainer.plugins["observer"].write(*what)
+
+
+def leg(spec: dict[str, Any]) -> dict[str, Any]:
+    """Fit once on this rank, and return what was seen."""
+    torch.set_num_threads(1)
+    make = Noise if spec.get("noise") else Observer
+    observer = make(**spec.get("stop", {}))
+    model = Watched(**spec.get("model", {}))
+    options = {"total_steps": 2, **spec.get("options", {})}
+    for name in ("chkpt_root", "log_path", "run_path"):
+        if name in options:
+            options[name] = Path(options[name])
+    trainer = helios.Trainer(
+        use_cpu=True, print_banner=False, random_seed=11, rank_timeout=10, **options,
+        plugins=[observer],
+    )  # fmt: skip
+    trainer.train_exceptions.append(Exception)
+    seen: list[Any] = []
+    compute = Step.compute
+
+    def computed(self, state, batch, *, donate=False):
+        seen.append([state.global_iteration, state.current_iteration, state.window_iter])
+        seen[-1].append(_counted(batch))
+        return compute(self, state, batch, donate=donate)
+
+    Step.compute = computed  # type: ignore[method-assign]
+    try:
+        trainer.fit(model, Data(**spec.get("data", {})))
+    finally:
+        Step.compute = compute  # type: ignore[method-assign]
+    state, carry = trainer.state, trainer.state.carry
+    kept = carry.params, carry.buffers, carry.opt_state, carry.average
+    return {
+        "samples": seen,
+        "hooks": observer.hooks,
+        "bits": digest(kept),
+        "params": [p.double().flatten().tolist() for p in leaves_of((kept[0], kept[3]))],
+        "counters": {n: v for n, v in state.dict().items() if n != "average_iter_time"},
+        "best": carry.best,
+        "valid": model.valid_metrics,
+    }
+
+
+def _counted(batch):
+    """Return what of a batch counts: for each piece its index, indices, and the bytes of x."""
+    if not is_shared(batch):
+        return [[0, batch[0].tolist(), batch[1].numpy().tobytes()]]
+    return [
+        [p.index, p.batch[0][: p.count].tolist(), p.batch[1][: p.count].numpy().tobytes()]
+        for p in batch
+    ]
+
+
+def leaves_of(tree) -> list[torch.Tensor]:
+    """Return the tensors of a tree."""
+    return [leaf for leaf in flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def digest(tree) -> str:
+    """Return a hash of the bits of all tensors of a tree, and of what else is in it."""
+    found = hashlib.sha256()
+    for leaf in flatten(tree)[0]:
+        if isinstance(leaf, torch.Tensor):
+            found.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+            found.update(leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            found.update(repr(leaf).encode())
+    return found.hexdigest()
+
+
+def legs(specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Fit several times on this rank."""
+    return [leg(spec) for spec in specs]
+
+
+def run(specs: list[dict[str, Any]], ranks: int) -> list[list[dict[str, Any]]]:
+    """Run legs in one world; return for each leg what every rank saw."""
+    found = world.values(world.run(legs, ranks, 60.0, args=(specs,)))
+    return [list(of_leg) for of_leg in zip(*found, strict=True)]
+
+
+def alike(ranks: list[dict[str, Any]], *names: str) -> dict[str, Any]:
+    """Return what rank 0 saw, after a look at the others: they saw the same."""
+    for other in ranks[1:]:
+        for name in names or ("hooks", "bits", "counters", "best", "valid"):
+            assert other[name] == ranks[0][name], name
+    return ranks[0]
+
+
+def micro_batches(ranks: list[dict[str, Any]]) -> list[Any]:
+    """Return the counters, samples and bits of every micro-batch, joined over ranks."""
+    joined = []
+    for turns in zip(*(rank["samples"] for rank in ranks), strict=True):
+        assert all(turn[:3] == turns[0][:3] for turn in turns)
+        pieces = [piece for turn in turns for piece in turn[3]]
+        assert [piece[0] for piece in pieces] == list(range(len(pieces)))
+        indices = [index for piece in pieces for index in piece[1]]
+        joined.append([*turns[0][:3], indices, b"".join(piece[2] for piece in pieces)])
+    return joined
+
+
+def furthest(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Return the largest difference of the parameters, relative to their largest."""
+    worst = 0.0
+    for x, y in zip(a["params"], b["params"], strict=True):
+        largest = max(map(abs, y))
+        worst = max(worst, *(abs(p - q) / largest for p, q in zip(x, y, strict=True)))
+    return worst
+
+
+__all__ = ["alike", "each_piece", "furthest", "leg", "legs", "micro_batches", "run"]
