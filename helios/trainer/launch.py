@@ -64,6 +64,7 @@ def on_this_rank(
         try:
             routine(trainer, model, datamodule)
         finally:
+            trainer.ranks.close()
             trainer.ranks = Ranks()
 
 

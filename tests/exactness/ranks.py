@@ -19,10 +19,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import helios
-from helios.functional.share import each_piece, is_shared
+from helios.functional.share import is_shared
 from helios.functional.step import Step
 from helios.functional.tree import flatten
 from helios.plugins import UniquePluginOverrides
+from helios.trainer.report import Reporter
 from tests.trainer.ranks import world
 
 
@@ -304,15 +305,23 @@ def leg(spec: dict[str, Any]) -> dict[str, Any]:
         seen[-1].append(_counted(batch))
         return compute(self, state, batch, donate=donate)
 
-    Step.compute = computed  # type: ignore[method-assign]
+    shown: list[Any] = []
+    show = Reporter.show
+
+    def showing(self, state, label, values):
+        shown.append([state.current_iteration, label, dict(values)])
+        show(self, state, label, values)
+
+    Step.compute, Reporter.show = computed, showing  # type: ignore[method-assign]
     try:
         trainer.fit(model, Data(**spec.get("data", {})))
     finally:
-        Step.compute = compute  # type: ignore[method-assign]
+        Step.compute, Reporter.show = compute, show  # type: ignore[method-assign]
     state, carry = trainer.state, trainer.state.carry
     kept = carry.params, carry.buffers, carry.opt_state, carry.average
     return {
         "samples": seen,
+        "shown": shown,
         "hooks": observer.hooks,
         "bits": digest(kept),
         "params": [p.double().flatten().tolist() for p in leaves_of((kept[0], kept[3]))],
@@ -388,5 +397,3 @@ def furthest(a: dict[str, Any], b: dict[str, Any]) -> float:
         worst = max(worst, *(abs(p - q) / largest for p, q in zip(x, y, strict=True)))
     return worst
 
-
-__all__ = ["alike", "each_piece", "furthest", "leg", "legs", "micro_batches", "run"]

@@ -172,6 +172,14 @@ class Ranks:
                     rank=rank,
                 )
 
+    def close(self) -> None:
+        """Let go of the group and the store, when they are left.
+
+        What holds this object may live as long as the process does, or be garbage that a worker of
+        a later run is forked with: a group whose threads are not there cannot be freed.
+        """
+        self._group = self._store = self._guard = None
+
     def _gather(self, data: bytes) -> list[bytes]:
         own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         parts = [torch.empty_like(own) for _ in range(self.world_size)]
