@@ -119,6 +119,7 @@ class Net(helios.Model):
         double=True,
         monitor=None,
         draws=False,
+        lr=1e-2,
     ):
         super().__init__("net")
         self._loss = loss
@@ -126,6 +127,7 @@ class Net(helios.Model):
         self._clip = clip
         self._double = double
         self._draws = draws
+        self._lr = lr
         self.precision = precision
         self._average = average
         if monitor is not None:
@@ -148,9 +150,9 @@ class Net(helios.Model):
 
     def _rule(self):
         if not self._clip:
-            return helios.optim.AdamW(lr=1e-2)
+            return helios.optim.AdamW(lr=self._lr)
         return helios.optim.chain(
-            clip=helios.optim.clip_by_global_norm(0.05), adamw=helios.optim.AdamW(lr=1e-2)
+            clip=helios.optim.clip_by_global_norm(0.05), adamw=helios.optim.AdamW(lr=self._lr)
         )
 
     def objectives(self):
@@ -397,3 +399,14 @@ def furthest(a: dict[str, Any], b: dict[str, Any]) -> float:
         worst = max(worst, *(abs(p - q) / largest for p, q in zip(x, y, strict=True)))
     return worst
 
+
+
+def called(hooks: list[list[Any]], name: str) -> list[list[Any]]:
+    """Return the calls of one hook."""
+    return [hook for hook in hooks if hook[0] == name]
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Assert that two legs have the same bits, hooks, counters and validations."""
+    for name in ("hooks", "bits", "counters", "best", "valid"):
+        assert one[name] == other[name], name

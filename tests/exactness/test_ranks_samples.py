@@ -14,9 +14,8 @@ from tests.exactness import ranks
 LOADERS = {
     "indexed": {"samples": 11, "batch": 4},
     "indexed, 2 workers": {"samples": 11, "batch": 4, "workers": 2},
-    "indexed, the last batch dropped": {"samples": 11, "batch": 4, "drop_last": True},
-    "a last batch of one": {"samples": 9, "batch": 4},
-    "batches smaller than the ranks": {"samples": 7, "batch": 2},
+    "indexed, the last batch dropped": {"samples": 14, "batch": 4, "drop_last": True},
+    "batches smaller than the ranks": {"samples": 5, "batch": 2},
     "a stream": {"kind": "stream", "samples": 11, "batch": 4},
     "a stream, 2 workers": {"kind": "stream", "samples": 11, "batch": 4, "workers": 2},
     "a stream with a state": {"kind": "resumable", "samples": 11, "batch": 4},
