@@ -195,7 +195,8 @@ class Observer(helios.Plugin):
         stop: after which update to ask for a stop, None for never.
         asks: the ranks that ask.
         when: ``"update"``: as long as the counter stands there; ``"once"``: the one time that
-            micro-batch ``stop`` is done.
+            micro-batch ``stop`` is done; ``"late"``: from the end of that update on, as a hook
+            that sets a flag does.
     """
 
     claims: UniquePluginOverrides | None = None
@@ -206,9 +207,12 @@ class Observer(helios.Plugin):
         self._stop = stop
         self._asks = asks is None or int(os.environ.get("RANK", "0")) in asks
         self._when = when
+        self._late = False
 
     def write(self, name, *values):
         self.hooks.append([name, *values, *self.counters()])
+        if name == "batch_end" and self.trainer.state.current_iteration == self._stop:
+            self._late = True
 
     def counters(self):
         if self.trainer.loop is None:
@@ -232,6 +236,8 @@ class Observer(helios.Plugin):
         if self._stop is None or not self._asks:
             return False
         state = self.trainer.state
+        if self._when == "late":
+            return self._late
         if self._when == "once":
             return state.global_iteration == self._stop
         return state.current_iteration == self._stop and state.window_iter == 0
