@@ -163,7 +163,9 @@ def cases(draw: Any) -> Case:
         print_frequency=draw(frequency),
         save_final=draw(st.booleans()),
     )
-    return Case(draw(st.sampled_from(["indexed", "stream", "own"])), samples, batch, drop_last, plan)
+    return Case(
+        draw(st.sampled_from(["indexed", "stream", "own"])), samples, batch, drop_last, plan
+    )
 
 
 @a_share(of=2)

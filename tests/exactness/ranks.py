@@ -23,7 +23,9 @@ from helios.functional.share import is_shared
 from helios.functional.step import Step
 from helios.functional.tree import flatten
 from helios.plugins import UniquePluginOverrides
+from helios.trainer import find_last_checkpoint
 from helios.trainer.report import Reporter
+from helios.trainer.store import read_checkpoint
 from tests.trainer.ranks import world
 
 
@@ -257,6 +259,15 @@ class Noise(Observer):
         return index, x + 0.1 * torch.randn_like(x), y, mask
 
 
+class Sized(Noise):
+    """Draws as many numbers from numpy and ``random`` as there are samples on this rank."""
+
+    def process_training_batch(self, batch, state):
+        index, x, y, mask = batch
+        noise = torch.from_numpy(np.random.randn(*x.shape)) + random.random()
+        return index, x + 0.1 * noise, y, mask
+
+
 class Watched(Net):
     """Writes down the model's hooks too; those of batches draw from torch."""
 
@@ -293,7 +304,7 @@ class Watched(Net):
 def leg(spec: dict[str, Any]) -> dict[str, Any]:
     """Fit once on this rank, and return what was seen."""
     torch.set_num_threads(1)
-    make = Noise if spec.get("noise") else Observer
+    make = {None: Observer, "torch": Noise, "numpy": Sized}[spec.get("noise")]
     observer = make(**spec.get("stop", {}))
     model = Watched(**spec.get("model", {}))
     options = {"total_steps": 2, **spec.get("options", {})}
@@ -325,6 +336,8 @@ def leg(spec: dict[str, Any]) -> dict[str, Any]:
         trainer.fit(model, Data(**spec.get("data", {})))
     finally:
         Step.compute, Reporter.show = compute, show  # type: ignore[method-assign]
+    if spec.get("test"):
+        trainer.test(model, Data(**spec.get("data", {})))
     state, carry = trainer.state, trainer.state.carry
     kept = carry.params, carry.buffers, carry.opt_state, carry.average
     return {
@@ -336,6 +349,7 @@ def leg(spec: dict[str, Any]) -> dict[str, Any]:
         "counters": {n: v for n, v in state.dict().items() if n != "average_iter_time"},
         "best": carry.best,
         "valid": model.valid_metrics,
+        "test": model.test_metrics,
     }
 
 
@@ -380,7 +394,7 @@ def run(specs: list[dict[str, Any]], ranks: int) -> list[list[dict[str, Any]]]:
 def alike(ranks: list[dict[str, Any]], *names: str) -> dict[str, Any]:
     """Return what rank 0 saw, after a look at the others: they saw the same."""
     for other in ranks[1:]:
-        for name in names or ("hooks", "bits", "counters", "best", "valid"):
+        for name in names or ("hooks", "bits", "counters", "best", "valid", "test"):
             assert other[name] == ranks[0][name], name
     return ranks[0]
 
@@ -406,7 +420,6 @@ def furthest(a: dict[str, Any], b: dict[str, Any]) -> float:
     return worst
 
 
-
 def called(hooks: list[list[Any]], name: str) -> list[list[Any]]:
     """Return the calls of one hook."""
     return [hook for hook in hooks if hook[0] == name]
@@ -414,5 +427,12 @@ def called(hooks: list[list[Any]], name: str) -> list[list[Any]]:
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Assert that two legs have the same bits, hooks, counters and validations."""
-    for name in ("hooks", "bits", "counters", "best", "valid"):
+    for name in ("hooks", "bits", "counters", "best", "valid", "test"):
         assert one[name] == other[name], name
+
+
+def last_content(root: Path) -> dict[str, Any]:
+    """Return what the last checkpoint under a folder holds."""
+    path = find_last_checkpoint(root / "net")
+    assert path is not None
+    return read_checkpoint(path)

@@ -1,7 +1,7 @@
 """T3: with ``reduction="canonical"`` a run has the same bits on any number of ranks.
 
 Compared are parameters, buffers, optimizer state, the average, the best score, every hook with its
-counters and draws, every value of every validation, and where the run stops early.
+counters and draws, every value of every validation and of the test, and where the run stops early.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ CASES = {
     "bfloat16": {"model": {**WHOLE, "double": False, "precision": "bf16", "loss": "weighted"}},
     "two objectives": {"model": {"loss": "game", "dropout": True, "norm": True, "draws": True}},
     "padding": {"data": {"samples": 11, "batch": 4, "valid": 3}, "model": {"dropout": True}},
-    "a plugin that draws": {"model": WHOLE, "noise": True},
+    "a plugin that draws": {"model": WHOLE, "noise": "torch"},
     "a stream": {"data": {**DATA, "kind": "resumable"}, "model": WHOLE},
     "windows of 1": {"model": WHOLE, "options": {**OPTIONS, "accumulation_steps": 1}},
 }
 
 
 def spec(name):
-    return {"data": DATA, "options": OPTIONS, **CASES[name]}
+    return {"data": DATA, "options": OPTIONS, "test": name == "a mean", **CASES[name]}
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,9 @@ CASES = [
 ]
 
 
+WEIGHTED = 1
+
+
 def specs(root):
     found = []
     for number, (model, window, size) in enumerate(CASES):
@@ -41,6 +44,7 @@ def specs(root):
         }
         data = {"samples": samples, "batch": batch, "valid": 7}
         found.append({"model": MODELS[model], "data": data, "options": options})
+    found[WEIGHTED]["test"] = True
     return found
 
 
@@ -62,6 +66,12 @@ def test_parameters_and_metrics_are_those_of_one_rank(case, alone, several):
     assert {line[1] for line in first["shown"]} == {"train", "valid"}
     for (*_, values), (*_, expected) in zip(first["shown"], one["shown"], strict=True):
         assert values == pytest.approx(expected, rel=TOLERANCE, abs=0)
+
+
+def test_the_metrics_of_a_test_are_those_of_one_rank(alone, several):
+    one, first = alone[WEIGHTED][0], ranks.alike(several[WEIGHTED])
+    assert first["test"] == pytest.approx(one["test"], rel=TOLERANCE, abs=0)
+    assert first["test"]
 
 
 @pytest.mark.parametrize("loss", ["mean", "weighted"])

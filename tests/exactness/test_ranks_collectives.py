@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 import helios
@@ -24,7 +26,9 @@ class Counting(ranks.Net):
     def on_training_batch_end(self, state, should_log=False):
         # Metrics are shown after this hook, so the exchange for them counts to what follows.
         sent = list(self.counted.calls)
-        self.noted.append([state.window_iter == 0, should_log, sent, self.trainer.ranks.collectives])
+        self.noted.append(
+            [state.window_iter == 0, should_log, sent, self.trainer.ranks.collectives]
+        )
 
 
 def count(model, root, reduction):
@@ -52,7 +56,7 @@ def count(model, root, reduction):
 def sent_by(noted):
     """Return for every micro-batch what was sent since the one before, and the exchanges in it."""
     found = []
-    for before, now in zip(noted, noted[1:], strict=False):
+    for before, now in itertools.pairwise(noted):
         found.append((before[1], now[0], now[2][len(before[2]) :], now[3] - before[3]))
     return found
 

@@ -39,8 +39,8 @@ class Synchronised(zoo.Line):
 
 
 CASES = {
-    "own step": (OwnStep, lambda: {}),
-    "unseeded": (Unseeded, lambda: {}),
+    "own step": (OwnStep, dict),
+    "unseeded": (Unseeded, dict),
     "unseeded, canonical": (Unseeded, lambda: {"reduction": "canonical"}),
     "total_steps": (zoo.Line, lambda: {"total_steps": 2 + here()}),
     "seeds": (zoo.Line, lambda: {"random_seed": here()}),
@@ -48,7 +48,7 @@ CASES = {
     "synchronised": (Synchronised, lambda: {"reduction": "canonical"}),
     "pieces": (zoo.Line, lambda: {"reduction": "canonical", "pieces": 9}),
     "canonical": (zoo.Line, lambda: {"reduction": "canonical"}),
-    "sizes": (zoo.Line, lambda: {}),
+    "sizes": (zoo.Line, dict),
 }
 
 

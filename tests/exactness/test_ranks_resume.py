@@ -93,3 +93,30 @@ def test_rank_0_alone_writes_files(runs):
     root, *_ = runs
     assert len(lines(root / "whole")) == UPDATES + UPDATES // 2
     assert [step for step, _ in points(root / "whole")["train/loss"]] == list(range(1, UPDATES + 1))
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """A whole run on 2 ranks, and one begun on them, whose ranks draw unequally from numpy."""
+    root = tmp_path_factory.mktemp("uneven")
+    options = {"total_steps": 3, "accumulation_steps": 2}
+    found = {"noise": "numpy", "data": {"samples": 11, "batch": 5}, "options": options}
+    [whole] = ranks.run([found], 2)
+    found["options"] = {**options, "chkpt_root": str(root)}
+    ranks.run([{**found, "stop": {"stop": 3}}], 2)
+    return root, found, whole
+
+
+def test_every_rank_goes_on_with_the_numbers_of_its_own(uneven):
+    root, found, whole = uneven
+    content = ranks.last_content(root)
+    assert len(content["ranks_rng"]) == 2
+    [ended] = ranks.run([found], 2)
+    assert ranks.alike(ended)["bits"] == whole[0]["bits"]
+
+
+def test_ranks_that_draw_alike_save_one_state_of_the_generators(runs):
+    root, *_ = runs
+    content = ranks.last_content(root / "whole" / "chkpt")
+    assert "rng" in content
+    assert "ranks_rng" not in content

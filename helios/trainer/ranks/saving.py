@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+from typing import Any
+
 import torch
 
+from helios.core.rng import python_rng_state
 from helios.errors import RankError
 from helios.functional.metrics import Metrics
 from helios.functional.state import Carry, TrainingState
@@ -39,10 +44,15 @@ class RankSaver:
         """
         carry = state.carry
         own: Metrics = carry.metrics if isinstance(carry, Carry) else {}
-        told = self._ranks.exchange([checksum(state), *packed([own])])
-        check_equal([number for number, _ in told], state)
-        measured = [metrics for _, metrics in told]
-        self._ranks.together(lambda: self._save(state, measured), "saving a checkpoint")
+        generators = _generators()
+        digest = hashlib.sha256(generators).digest()
+        told = self._ranks.exchange([checksum(state), *packed([own]), digest])
+        check_equal([number for number, *_ in told], state)
+        measured = [metrics for _, metrics, _ in told]
+        drawn = None
+        if any(other != told[0][2] for *_, other in told):
+            drawn = [_read(data) for data in self._ranks.exchange(generators)]
+        self._ranks.together(lambda: self._save(state, measured, drawn), "saving a checkpoint")
 
     def holds(self, state: TrainingState) -> bool:
         """Tell whether a state is on the disk; waits for the save under way."""
@@ -56,13 +66,30 @@ class RankSaver:
         """Wait until everything is on the disk."""
         self._ranks.together(self._finish, "saving the last checkpoint")
 
-    def _save(self, state: TrainingState, measured: list[dict[str, list[float]]]) -> None:
+    def _save(
+        self,
+        state: TrainingState,
+        measured: list[dict[str, list[float]]],
+        drawn: list[dict[str, Any]] | None,
+    ) -> None:
         if self._saver is not None:
-            self._saver(state, measured)
+            self._saver(state, measured, drawn)
 
     def _finish(self) -> None:
         if self._saver is not None:
             self._saver.finish()
+
+
+def _generators() -> bytes:
+    """Return the states of Python's and numpy's generators here."""
+    buffer = io.BytesIO()
+    torch.save(python_rng_state(), buffer)
+    return buffer.getvalue()
+
+
+def _read(data: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+    return found
 
 
 def checksum(state: TrainingState) -> int:
