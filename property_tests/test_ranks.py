@@ -219,7 +219,7 @@ def alone():
     return legs(1)
 
 
-@pytest.fixture(scope="module", params=[3, 4])
+@pytest.fixture(scope="module", params=[4])
 def several(request):
     return legs(request.param)
 
@@ -237,6 +237,6 @@ def test_on_real_ranks_every_hook_is_called_with_the_same_counters(name, alone, 
 def test_on_real_ranks_padding_counts_for_nothing(name, alone, several):
     for one, all_ranks in zip(alone[name], several[name], strict=True):
         first = ranks.alike(all_ranks)
-        assert ranks.furthest(first, one[0]) < 1e-12
-        assert first["valid"] == pytest.approx(one[0]["valid"], rel=1e-12)
+        assert ranks.furthest(first, one[0]) < 5e-15
+        assert first["valid"] == pytest.approx(one[0]["valid"], rel=5e-15)
         assert ranks.micro_batches(all_ranks) == ranks.micro_batches(one)
