@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
 import torch
 
 from helios.functional import rng
 from helios.functional.gradients import Turn
+from helios.functional.share import is_shared
 
 
 class Streams:
@@ -47,3 +52,27 @@ class Streams:
         """Point the generators at a stream that knows nothing of the pieces."""
         number = len(self._begun)  # no piece has a negative index
         rng.seed_generators(rng.train_key(self._turn.seed, self._turn.iteration, -number))
+
+
+def each_piece_drawing(function: Callable[[Any], Any], batch: Any, key: int) -> Any:
+    """Apply a function that may draw from torch to a batch, or to each piece under its own key.
+
+    What a piece draws, and what is drawn after all of them, is the same on whichever rank it is.
+
+    Args:
+        function: of a batch.
+        batch: a batch, which draws from the generators as they are, or the pieces of one.
+        key: what the keys of the pieces are folded from; what follows them draws under it.
+
+    Example:
+        >>> each_piece_drawing(abs, -1, key=0)
+        1
+    """
+    if not is_shared(batch):
+        return function(batch)
+    done = []
+    for piece in batch:
+        rng.seed_generators(rng.fold(key, "piece", piece.index))
+        done.append(msgspec.structs.replace(piece, batch=function(piece.batch)))
+    rng.seed_generators(key)
+    return done

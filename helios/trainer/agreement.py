@@ -45,8 +45,9 @@ class Agreement:
         self._ranks = Ranks() if ranks is None else ranks
         self._leaving: int | None = None
         self._in_step = in_step
+        self._stopping = False  # whether a hook of this rank has asked to stop, once for all
         self.in_order = in_order
-        self.ballot = Ballot(lambda: self._received() is not None or stop_asked())
+        self.ballot = Ballot(lambda: self._received() is not None or self._asked())
 
     def check(self) -> None:
         """Leave the run between two events, if that was agreed on.
@@ -79,14 +80,14 @@ class Agreement:
         """
         if not self._ranks.several:
             return self._stop_asked()
+        self._asked()  # a hook that asks within a window, and not any more at its end, has asked
         return is_last and self.ballot.carried() and self.after_event()
 
     def after_event(self) -> bool:
         """Tell whether to stop after an event that is no micro-batch."""
-        stop = self._stop_asked()
         if not self._ranks.several:
-            return stop
-        told = self._ranks.exchange([self._received(), stop])
+            return self._stop_asked()
+        told = self._ranks.exchange([self._received(), self._asked()])
         self._leave([number for number, _ in told])
         return any(stop for _, stop in told)
 
@@ -124,6 +125,10 @@ class Agreement:
                 for part in parts[first : first + each]:
                     whole.add(part)
         return whole.total()
+
+    def _asked(self) -> bool:
+        self._stopping = self._stopping or self._stop_asked()
+        return self._stopping
 
     def _received(self) -> int | None:
         return None if self._signals is None else self._signals.received

@@ -13,8 +13,9 @@ from helios.core.rng import preserved_rng
 from helios.data import EpochSource
 from helios.functional import metrics, rng
 from helios.functional.binding import bind, in_mode, own_binding
-from helios.functional.share import each_piece, is_shared
+from helios.functional.share import is_shared
 from helios.functional.state import Carry, TrainingState
+from helios.functional.streams import each_piece_drawing
 from helios.functional.tree import clone
 from helios.model.hooks import ModelHooks, overridden
 from helios.model.model import Model, read_metrics
@@ -131,15 +132,22 @@ def _run(
         if agreement.check_inside():
             break
         batch = move(fetched)
+        shared = is_shared(batch)
+        if shared:  # which pieces were here before is to be of no account
+            rng.seed_generators(rng.fold(key, "batch", index))
         if process is not None:
-            batch = each_piece(functools.partial(_processed, process, index), batch)
+            drawing = rng.fold(key, "process", index)
+            batch = each_piece_drawing(
+                functools.partial(_processed, process, index), batch, drawing
+            )
         if start is not None:
             start(index)
-        if is_shared(batch):
+        if shared:
             for piece in batch:
                 rng.seed_generators(rng.fold(key, "piece", index, piece.index))
                 output = step(piece.batch, index)
                 tally.add(read_metrics(output, piece.count) if piece.count else {})
+            rng.seed_generators(rng.fold(key, "batch_end", index))
         else:
             tally.add(read_metrics(step(batch, index), metrics.batch_size(batch)))
         if end is not None:

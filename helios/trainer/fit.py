@@ -154,7 +154,10 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         trainer.loop = loop
         stack.enter_context(signals)
         try:
-            for _ in loop.run(state, None if content is None else rng_restorer(content)):
+            restore = None
+            if content is not None:
+                restore = rng_restorer(content, ranks.rank, ranks.world_size)
+            for _ in loop.run(state, restore):
                 pass
             if saver is not None:
                 saver.finish()

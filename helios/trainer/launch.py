@@ -124,6 +124,7 @@ def _on_this_rank(
         try:
             _ROUTINES[routine](trainer, model, datamodule)
         finally:
+            trainer.ranks.close()
             trainer.ranks = Ranks()
 
 

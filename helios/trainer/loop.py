@@ -30,7 +30,6 @@ from helios.functional.schedule import (
     Validate,
     schedule,
 )
-from helios.functional.share import each_piece
 from helios.functional.state import (
     Carry,
     TrainingState,
@@ -45,6 +44,7 @@ from helios.functional.state import (
     timed,
 )
 from helios.functional.step import Step
+from helios.functional.streams import each_piece_drawing
 from helios.functional.trainable import custom_step
 from helios.trainer.agreement import Agreement
 from helios.trainer.crash import Stage
@@ -207,10 +207,11 @@ class Loop:
         self.stage = "batch_start"
         if hooks.draws_before_loss:
             self._remember()
-            rng.seed_generators(rng.fold(state.seed, "batch_start", state.global_iteration))
+            key = rng.fold(state.seed, "batch_start", state.global_iteration)
+            rng.seed_generators(key)
             if hooks.process_batch is not None:
                 process = hooks.process_batch
-                batch = each_piece(lambda part: process(part, state), batch)
+                batch = each_piece_drawing(lambda part: process(part, state), batch, key)
             if hooks.batch_start is not None:
                 hooks.batch_start(state)
             state = self._take_up(state)

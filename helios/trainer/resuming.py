@@ -116,10 +116,8 @@ def check_same(ranks: Ranks, state: TrainingState, plan: Plan) -> None:
     Raises:
         RankError: naming what differs.
     """
-    if not ranks.several:
-        return
     ranks.agree(
-        "the seed and the plan",
+        "the place in the run and the plan",
         [state.seed, state.dict(), msgspec.to_builtins(plan)],
         "give the same arguments to the trainer and the same data on every rank",
     )

@@ -103,7 +103,10 @@ class Saver:
         self._failure: CheckpointError | None = None
 
     def __call__(
-        self, state: TrainingState, measured: list[dict[str, list[float]]] | None = None
+        self,
+        state: TrainingState,
+        measured: list[dict[str, list[float]]] | None = None,
+        drawn: list[dict[str, Any]] | None = None,
     ) -> None:
         """Write a checkpoint of ``state``, or begin to.
 
@@ -113,6 +116,8 @@ class Saver:
             state: the state.
             measured: (optional) the metrics of each of several ranks, as totals and weights, in
                 the place of those in the state.
+            drawn: (optional) the states of Python's and numpy's generators on each of several
+                ranks, if they have drawn differently.
 
         Raises:
             CheckpointError: if it cannot be written, or the one before it could not be.
@@ -121,6 +126,8 @@ class Saver:
         name, content, score = self._collect(with_metrics(state, measured))
         if measured is not None:
             content["ranks"] = measured
+        if drawn is not None:
+            content["ranks_rng"] = drawn
         self._held = state
         # What is on a device is copied in any case: the file is to open where there is none.
         if self._background is not None or self._model.device.type != "cpu":
@@ -310,9 +317,16 @@ def check_plain(value: Any, path: str = "checkpoint") -> None:
         )
 
 
-def rng_restorer(content: Mapping[str, Any]) -> Callable[[], None]:
-    """Return what puts Python's and numpy's generators back as they were at a checkpoint."""
-    return lambda: restore_python_rng(content["rng"])
+def rng_restorer(
+    content: Mapping[str, Any], rank: int = 0, world_size: int = 1
+) -> Callable[[], None]:
+    """Return what puts Python's and numpy's generators back as they were at a checkpoint.
+
+    On another number of ranks than in the making, they are those of rank 0.
+    """
+    drawn = content.get("ranks_rng", ())
+    own = drawn[rank] if len(drawn) == world_size else content["rng"]
+    return lambda: restore_python_rng(own)
 
 
 def with_metrics(

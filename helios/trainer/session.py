@@ -40,6 +40,9 @@ def session(
             )
         )
         seed = trainer.seed
+        trainer.ranks.agree(
+            "the seed", seed, "give the same arguments to the trainer on every rank"
+        )
         seed_all(rng.fold(seed, "session"))
         stack.callback(datamodule.teardown)
         datamodule.trainer = trainer

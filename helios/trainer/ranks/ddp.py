@@ -94,6 +94,7 @@ class DDPEngine:
         self._ballot = ballot
         self._streams = Streams()
         self._reductions: dict[str, tuple[Reduction, bool]] = {}
+        self._before: dict[str, Any] = {}  # weights in windows that one rank alone began
 
     def __call__(
         self,
@@ -128,6 +129,10 @@ class DDPEngine:
         self._streams.begin(turn, objective.name)
         self._streams.enter(piece.index)
         started: list[Any] = []
+        if objective.name not in self._reductions and not self._ranks.is_first:
+            # A window that was begun before, on one rank, is the same on all of them. The mean of
+            # its gradients over the ranks is right, and the sum of its weights is not.
+            self._before[objective.name] = -window.weight
 
         def between(loss: Loss, total: torch.Tensor) -> tuple[torch.Tensor, Any]:
             reduction = self._reduction(objective, trained, loss, total)
@@ -137,7 +142,9 @@ class DDPEngine:
             sent = Broadcast(binding.buffers(buffers)) if buffers else None
             weight = None
             if loss.weight is not None:
-                weight = Sum((window.weight, _weight(loss, piece)), total.device)
+                known = self._before.pop(objective.name, 0)
+                numbers = (window.weight, known, _weight(loss, piece))
+                weight = Sum(numbers, total.device)
             started.extend((reduction, sent, weight))
             flag = (window.total + loss.total.detach()) * 0
             return reduction.cast(total, self._ballot.vote(), flag)

@@ -163,6 +163,8 @@ class Ranks:
         Raises:
             RankError: naming the first rank that differs from rank 0.
         """
+        if not self.several:
+            return
         values = self.exchange(value)
         for rank, other in enumerate(values):
             if other != values[0]:
@@ -171,6 +173,14 @@ class Ranks:
                     f"same on all ranks: {advice}",
                     rank=rank,
                 )
+
+    def close(self) -> None:
+        """Let go of the group and the store, when they are left.
+
+        What holds this object may live as long as the process does, or be garbage that a worker of
+        a later run is forked with: a group whose threads are not there cannot be freed.
+        """
+        self._group = self._store = self._guard = None
 
     def _gather(self, data: bytes) -> list[bytes]:
         own = torch.frombuffer(bytearray(data), dtype=torch.uint8)

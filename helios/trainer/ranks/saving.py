@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from helios.core.rng import python_rng_state
 from helios.errors import CheckpointError, RankError
 from helios.functional.metrics import Metrics
 from helios.functional.state import Carry, TrainingState
@@ -51,10 +54,9 @@ class RankSaver:
         carry = state.carry
         own: Metrics = carry.metrics if isinstance(carry, Carry) else {}
         parameters = leaves(carry.params) if isinstance(carry, Carry) else []
-        told = self._ranks.exchange([checksum(parameters), *packed([own])])
-        check_equal([number for number, _ in told], f"after update {state.current_iteration}")
-        measured = [metrics for _, metrics in told]
-        self._ranks.together(lambda: self._save(state, measured), "saving a checkpoint")
+        said = _Said.by_all(self._ranks, own, checksum(parameters))
+        check_equal(said.checksums, f"after update {state.current_iteration}")
+        self._ranks.together(lambda: self._save(state, said), "saving a checkpoint")
 
     def holds(self, state: TrainingState) -> bool:
         """Tell whether a state is on the disk; waits for the save under way."""
@@ -78,9 +80,9 @@ class RankSaver:
         """Wait until everything is on the disk."""
         self._ranks.together(self._finish, "saving the last checkpoint")
 
-    def _save(self, state: TrainingState, measured: list[dict[str, list[float]]]) -> None:
+    def _save(self, state: TrainingState, said: _Said) -> None:
         if self._saver is not None:
-            self._saver(state, measured)
+            self._saver(state, said.measured, said.drawn)
 
     def _finish(self) -> None:
         if self._saver is not None:
@@ -116,13 +118,12 @@ class ShardSaver(Saver):
         self._binding = binding
         self._fs = OsFs() if store is None else store.fs
 
-    def __call__(
-        self, state: TrainingState, measured: list[dict[str, list[float]]] | None = None
-    ) -> None:
+    def __call__(self, state: TrainingState, *_: Any) -> None:
         """Write a checkpoint of ``state``; see `Saver`."""
         carry = state.carry
         own: Metrics = carry.metrics if isinstance(carry, Carry) else {}
-        super().__call__(state, [told[0] for told in self._ranks.exchange(packed([own]))])
+        said = _Said.by_all(self._ranks, own, 0)
+        super().__call__(state, said.measured, said.drawn)
 
     def _model_content(self) -> dict[str, Any]:
         names = self._binding.names
@@ -151,3 +152,40 @@ class ShardSaver(Saver):
                 raise
             raise CheckpointError(str(error)) from error
         return f"saved {file}"
+
+
+class _Said(NamedTuple):
+    """What belongs to a checkpoint and is each rank's own.
+
+    Args:
+        checksums: of the parameters.
+        measured: the metrics in the making.
+        drawn: the states of Python's and numpy's generators; None if all are the same.
+    """
+
+    checksums: list[int]
+    measured: list[dict[str, list[float]]]
+    drawn: list[dict[str, Any]] | None
+
+    @classmethod
+    def by_all(cls, ranks: Ranks, own: Metrics, number: int) -> _Said:
+        """Return what all ranks say, given the metrics and the checksum of this one."""
+        generators = _generators()
+        digest = hashlib.sha256(generators).digest()
+        told = ranks.exchange([number, *packed([own]), digest])
+        drawn = None
+        if any(other != told[0][2] for *_, other in told):
+            drawn = [_read(data) for data in ranks.exchange(generators)]
+        return cls([n for n, *_ in told], [metrics for _, metrics, _ in told], drawn)
+
+
+def _generators() -> bytes:
+    """Return the states of Python's and numpy's generators here."""
+    buffer = io.BytesIO()
+    torch.save(python_rng_state(), buffer)
+    return buffer.getvalue()
+
+
+def _read(data: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+    return found
