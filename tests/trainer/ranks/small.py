@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
+import torch.nn.functional as F
 
 import helios
 from helios.trainer.store import read_checkpoint
@@ -19,6 +19,15 @@ from tests.zoo import Augmented, Noisy
 
 SAMPLES, BATCH, UPDATES, EVERY = 24, 8, 12, 4
 NAME = "noisy"
+
+
+class Net(Noisy):
+    """Dropout and batch normalisation, and no buffer that canonical reduction does not know."""
+
+    def loss(self, batch):
+        x, y = batch
+        logits = self.net(x)
+        return F.cross_entropy(logits, y), {"accuracy": logits.argmax(1) == y}
 
 
 class Data(helios.DataModule):
@@ -88,11 +97,3 @@ def every(folder: str | Path) -> list[str]:
 def update(folder: str | Path) -> int:
     """Return the updates that the newest whole checkpoint of a run has."""
     return int(newest(folder)[0]["training_state"]["current_iteration"])
-
-
-class Place(msgspec.Struct, frozen=True):
-    """Where a rank is in the run."""
-
-    epoch: int
-    update: int
-    micro_batch: int

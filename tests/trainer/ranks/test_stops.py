@@ -1,0 +1,162 @@
+"""S1: some ranks get a signal, and all of them save at the same step, leave and go on exactly."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import select
+import signal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from helios.functional.tree import first_difference
+from tests.trainer.ranks import signalled, small, world
+from tests.trainer.ranks.signalled import Config, Shot
+
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+PLAIN = Config()
+NEVER = Shot(signal.SIGTERM, 0, -1, [])
+
+
+class Whole(NamedTuple):
+    """A run that nothing happened to, and how many calls each rank made."""
+
+    contents: dict[str, Any]
+    calls: list[int]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What returns the uninterrupted run of a config."""
+
+    @functools.cache
+    def play(config: Config) -> Whole:
+        folder = tmp_path_factory.mktemp("whole")
+        world.values(run(folder, config))
+        calls = [int((folder / f"calls-{rank}").read_text()) for rank in range(config.ranks)]
+        return Whole(small.contents(folder), calls)
+
+    return play
+
+
+def run(folder, config, shot=None):
+    plain = None if shot is None else msgspec.to_builtins(shot)
+    args = (str(folder), msgspec.to_builtins(config), plain)
+    return world.run(signalled.fit, config.ranks, args=args, timeout=30)
+
+
+def counters(folder, name, ranks):
+    """Return the counters that the ranks wrote down; None for one that wrote none."""
+    paths = [Path(folder, f"{name}-{rank}.json") for rank in range(ranks)]
+    return [json.loads(path.read_text()) if path.exists() else None for path in paths]
+
+
+def check_left(folder, config, shot, outcomes):
+    """All ranks have left by the signal, at the same step, soon after it, and it is saved."""
+    told = world.explain(outcomes)
+    assert [outcome.status for outcome in outcomes] == [128 + shot.number] * config.ranks, told
+    ended = counters(folder, "ended", config.ranks)
+    assert all(one == ended[0] for one in ended), ended
+    hits = [hit for hit in counters(folder, "hit", config.ranks) if hit is not None]
+    assert hits
+    # The first one to be told decides, of those that learned of it before the others.
+    soonest = min(hit["current_iteration"] for hit in hits)
+    assert soonest <= ended[0]["current_iteration"] <= soonest + 1, (hits, ended)
+    assert ended[0]["window_iter"] == 0
+    saved = small.newest(folder)[0]["training_state"]
+    # Within an event beside the updates it may be the state before it, which repeats the event.
+    for name in ("current_iteration", "global_iteration", "window_iter"):
+        assert saved[name] == ended[0][name]
+
+
+def check_resumed(folder, config, whole):
+    world.values(run(folder, config, NEVER))
+    assert first_difference(small.contents(folder), whole(config).contents) is None
+
+
+def check_no_reader_is_left(folder):
+    """No process that read data lives."""
+    for path in folder.glob("reader-*"):
+        try:
+            handle = os.pidfd_open(int(path.name.split("-")[1]))
+        except ProcessLookupError:
+            continue
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        assert poll.poll(5000), f"{path.name} lives"
+        os.close(handle)
+
+
+def draw(seed: int, whole) -> tuple[Config, Shot]:
+    """Return a random run and a random shot."""
+    drawn = random.Random(seed)
+    config = drawn.choice(
+        [
+            PLAIN,
+            PLAIN,
+            Config(ranks=3),
+            Config(accumulation=2),
+            Config(reduction="canonical"),
+            Config(unit="epoch"),
+            Config(unit="epoch", accumulation=2),
+        ]
+    )
+    config = msgspec.structs.replace(
+        config, workers=drawn.choice([0, 0, 2]), async_saving=drawn.random() < 0.3
+    )
+    rank = drawn.randrange(config.ranks)
+    every = list(range(config.ranks))
+    to = drawn.choice([[rank], [(rank + 1) % config.ranks], every])
+    call = drawn.randint(1, whole(config).calls[rank])
+    return config, Shot(drawn.choice(SIGNALS), rank, call, to)
+
+
+def check_shot(folder, whole, config, shot):
+    check_left(folder, config, shot, run(folder, config, shot))
+    check_no_reader_is_left(folder)
+    check_resumed(folder, config, whole)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_a_signal_at_any_time_stops_all_ranks_at_one_step_and_the_run_goes_on(
+    tmp_path, whole, seed
+):
+    check_shot(tmp_path, whole, *draw(seed, whole))
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not NIGHTLY, reason="the same, 85 times more")
+@pytest.mark.parametrize("seed", range(15, 100))
+def test_a_signal_at_any_time_stops_all_ranks_at_one_step_always(tmp_path, whole, seed):
+    check_shot(tmp_path, whole, *draw(seed, whole))
+
+
+HOOKS = [
+    ("on_training_batch_start", 5, 5),
+    ("on_training_batch_end", 5, 6),  # the votes of that update are cast
+    ("on_validation_batch_end", 8, 8),
+    ("on_training_epoch_end", 6, 6),
+    ("append_metadata_to_chkpt_name", 8, 8),
+]
+
+
+@pytest.mark.parametrize(("hook", "at", "saved"), HOOKS)
+def test_a_signal_in_a_hook_is_answered_at_the_end_of_the_event_or_of_the_next_update(
+    tmp_path, whole, hook, at, saved
+):
+    shot = Shot(signal.SIGTERM, 0, (hook, at), [0])
+    check_shot(tmp_path, whole, PLAIN, shot)
+
+
+def test_ranks_leave_after_the_update_that_carries_the_vote(tmp_path):
+    for number, (hook, at, saved) in enumerate(HOOKS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run(folder, PLAIN, Shot(signal.SIGTERM, 0, (hook, at), [0]))
+        assert counters(folder, "ended", 2)[1]["current_iteration"] == saved, hook
