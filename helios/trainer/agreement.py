@@ -87,6 +87,14 @@ class Agreement:
         self._leave([number for number, _ in told])
         return any(stop for _, stop in told)
 
+    def at_end(self) -> None:
+        """Take a signal that came to some rank since the last event as one of all ranks.
+
+        The run is over then, but what started the ranks is to see them end alike.
+        """
+        if self._ranks.several:
+            self._leave(self._ranks.exchange(self._received()))
+
     def of_first(self, value: Any) -> Any:
         """Return what rank 0 decided; the others' value is not looked at."""
         return self._ranks.told_by_first(value) if self._ranks.several else value

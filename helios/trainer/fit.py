@@ -159,6 +159,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 pass
             if saves is not None:
                 saves.finish()
+            agreement.at_end()
         except Interrupted as reason:
             reporter.announce(f"The run was {reason}. {_left(loop)}")
         except BaseException as failure:

@@ -57,17 +57,19 @@ class Shot(msgspec.Struct, frozen=True):
 
     Args:
         number: the signal.
-        rank: which rank's calls are counted.
-        call: the call of a Python function, from the start of the training on, at which it is
-            sent; or the name of a hook, with the update at which it is called.
+        rank: which rank sends it.
         to: the ranks that get it.
-        times: how many of them each rank gets.
+        call: (optional) the call of a Python function of the sender, from the end of the first
+            micro-batch on, at which it is sent.
+        hook: (optional) the hook, and the micro-batch of the run, at which it is sent.
+        times: how many of them each gets.
     """
 
     number: int
     rank: int
-    call: int | tuple[str, int]
     to: list[int]
+    call: int | None = None
+    hook: tuple[str, int] | None = None
     times: int = 1
 
 
@@ -84,28 +86,37 @@ class Watched(Augmented):
 
 
 class Hit(small.Net):
-    """A model that counts the calls while it is trained, and sends a signal at one of them."""
+    """A model that counts the calls while it is trained, and sends signals.
 
-    def __init__(self, folder: str, shot: Shot | None) -> None:
+    Args:
+        folder: of the run.
+        shots: all of them; None to count, and to write down how many calls there were.
+    """
+
+    def __init__(self, folder: str, shots: list[Shot] | None) -> None:
         super().__init__(small.NAME)
-        self._folder, self._shot = folder, shot
-        self._calls = 0
+        self._folder = folder
+        self._counts = shots is None
+        self._shots = shots or []
+        self._calls, self._pid = 0, 0
 
     def on_training_start(self):
-        mine = self._shot is None or self._shot.rank == self.rank
-        if mine and (self._shot is None or isinstance(self._shot.call, int)):
-            sys.setprofile(self._count)
-
-    def on_training_batch_end(self, state, should_log=False):
-        self._reach("on_training_batch_end")
-        # Beyond this the ranks part: one that is through has given its handlers back.
-        if state.global_iteration == small.UPDATES - 1:
-            sys.setprofile(None)
-            if self._shot is None:
-                Path(self._folder, f"calls-{self.rank}").write_text(str(self._calls))
+        self._shots = [shot for shot in self._shots if shot.rank == self.rank]
 
     def on_training_batch_start(self, state):
         self._reach("on_training_batch_start")
+
+    def on_training_batch_end(self, state, should_log=False):
+        self._reach("on_training_batch_end")
+        # Before this a rank may not have set its handlers yet, and soon after the last but one the
+        # ranks part: one that is through has given them back.
+        if state.global_iteration == 1 and (self._counts or any(s.call for s in self._shots)):
+            self._pid = os.getpid()
+            sys.setprofile(self._count)
+        if state.global_iteration == small.UPDATES - 1:
+            sys.setprofile(None)
+            if self._counts:
+                Path(self._folder, f"calls-{self.rank}").write_text(str(self._calls))
 
     def on_training_epoch_end(self, current_epoch):
         self._reach("on_training_epoch_end")
@@ -121,20 +132,20 @@ class Hit(small.Net):
         self._reach("on_training_end")
 
     def _count(self, frame: Any, event: str, argument: Any) -> None:
-        if event == "call":
+        if event == "call" and os.getpid() == self._pid:  # a worker inherits what profiles
             self._calls += 1
-            if self._shot is not None and self._calls == self._shot.call:
-                self._fire()
+            for shot in self._shots:
+                if shot.call == self._calls:
+                    self._fire(shot)
 
     def _reach(self, hook: str) -> None:
-        shot = self._shot
-        if shot is not None and shot.rank == self.rank:
-            update = self.trainer.state.current_iteration
-            if [hook, update] == list(shot.call if not isinstance(shot.call, int) else ()):
-                self._fire()
+        here = hook, self.trainer.state.global_iteration
+        for shot in self._shots:
+            if shot.hook == here:
+                self._fire(shot)
 
-    def _fire(self) -> None:
-        shot, self._shot = self._shot, msgspec.structs.replace(self._shot, call=-1)
+    def _fire(self, shot: Shot) -> None:
+        self._shots = [other for other in self._shots if other is not shot]
         for rank in shot.to:
             pid = int(Path(self._folder, f"pid-{rank}").read_text())
             for _ in range(shot.times):
@@ -144,14 +155,14 @@ class Hit(small.Net):
 def fit(
     folder: str,
     config: dict[str, Any],
-    shot: dict[str, Any] | None = None,
+    shots: list[dict[str, Any]] | None = None,
 ) -> None:
     """Run the small run on this rank, and write down where it was hit and where it ended.
 
     Args:
         folder: of the run.
         config: a `Config`.
-        shot: (optional) a `Shot`; without one the calls are counted.
+        shots: (optional) every `Shot`; without them the calls are counted.
     """
     rank = int(os.environ["RANK"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -165,7 +176,7 @@ def fit(
         Path(folder, f"hit-{rank}.json").write_text(json.dumps(_counters(made)))
         note(self, number, frame)
 
-    model = Hit(folder, None if shot is None else msgspec.convert(shot, Shot))
+    model = Hit(folder, None if shots is None else msgspec.convert(shots, list[Shot]))
     status = 0
     with mock.patch.object(Signals, "_note", noted):
         try:

@@ -21,7 +21,6 @@ from tests.trainer.ranks.signalled import Config, Shot
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 PLAIN = Config()
-NEVER = Shot(signal.SIGTERM, 0, -1, [])
 
 
 class Whole(NamedTuple):
@@ -45,8 +44,8 @@ def whole(tmp_path_factory):
     return play
 
 
-def run(folder, config, shot=None):
-    plain = None if shot is None else msgspec.to_builtins(shot)
+def run(folder, config, shots=None):
+    plain = None if shots is None else msgspec.to_builtins(shots)
     args = (str(folder), msgspec.to_builtins(config), plain)
     return world.run(signalled.fit, config.ranks, args=args, timeout=30)
 
@@ -76,7 +75,7 @@ def check_left(folder, config, shot, outcomes):
 
 
 def check_resumed(folder, config, whole):
-    world.values(run(folder, config, NEVER))
+    world.values(run(folder, config, []))
     assert first_difference(small.contents(folder), whole(config).contents) is None
 
 
@@ -114,11 +113,11 @@ def draw(seed: int, whole) -> tuple[Config, Shot]:
     every = list(range(config.ranks))
     to = drawn.choice([[rank], [(rank + 1) % config.ranks], every])
     call = drawn.randint(1, whole(config).calls[rank])
-    return config, Shot(drawn.choice(SIGNALS), rank, call, to)
+    return config, Shot(drawn.choice(SIGNALS), rank, to, call=call)
 
 
 def check_shot(folder, whole, config, shot):
-    check_left(folder, config, shot, run(folder, config, shot))
+    check_left(folder, config, shot, run(folder, config, [shot]))
     check_no_reader_is_left(folder)
     check_resumed(folder, config, whole)
 
@@ -150,13 +149,76 @@ HOOKS = [
 def test_a_signal_in_a_hook_is_answered_at_the_end_of_the_event_or_of_the_next_update(
     tmp_path, whole, hook, at, saved
 ):
-    shot = Shot(signal.SIGTERM, 0, (hook, at), [0])
+    shot = Shot(signal.SIGTERM, 0, [0], hook=(hook, at))
     check_shot(tmp_path, whole, PLAIN, shot)
+    assert counters(tmp_path, "hit", 2)[0]["current_iteration"] == at
 
 
-def test_ranks_leave_after_the_update_that_carries_the_vote(tmp_path):
-    for number, (hook, at, saved) in enumerate(HOOKS):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        run(folder, PLAIN, Shot(signal.SIGTERM, 0, (hook, at), [0]))
-        assert counters(folder, "ended", 2)[1]["current_iteration"] == saved, hook
+@pytest.mark.parametrize(("hook", "at", "saved"), HOOKS)
+def test_it_is_answered_no_later_than_that(tmp_path, hook, at, saved):
+    run(tmp_path, PLAIN, [Shot(signal.SIGTERM, 0, [0], hook=(hook, at))])
+    assert [one["current_iteration"] for one in counters(tmp_path, "ended", 2)] == [saved] * 2
+
+
+@pytest.mark.parametrize("micro_batch", [4, 5, 6, 7])
+def test_a_signal_inside_a_window_is_answered_at_an_end_of_a_window(tmp_path, whole, micro_batch):
+    config = Config(accumulation=2)
+    shot = Shot(signal.SIGTERM, 1, [1], hook=("on_training_batch_start", micro_batch))
+    check_shot(tmp_path, whole, config, shot)
+    assert counters(tmp_path, "hit", 2)[1]["global_iteration"] == micro_batch
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("ranks", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("hook", ["on_training_batch_end", "on_training_end"])
+def test_a_signal_after_the_last_update_is_answered_by_all_ranks(
+    tmp_path, whole, number, ranks, hook
+):
+    shots = [Shot(number, rank, [rank], hook=(hook, small.UPDATES)) for rank in ranks]
+    check_left(tmp_path, PLAIN, shots[0], run(tmp_path, PLAIN, shots))
+    check_resumed(tmp_path, PLAIN, whole)
+
+
+def test_different_signals_to_different_ranks_stop_all_of_them(tmp_path, whole):
+    hook = ("on_training_batch_end", 5)
+    shots = [Shot(signal.SIGTERM, 0, [0], hook=hook), Shot(signal.SIGINT, 1, [1], hook=hook)]
+    outcomes = run(tmp_path, PLAIN, shots)
+    assert [outcome.status for outcome in outcomes] == [143, 130], world.explain(outcomes)
+    assert small.update(tmp_path) == 6
+    check_resumed(tmp_path, PLAIN, whole)
+
+
+@pytest.mark.parametrize("hook", ["on_training_batch_end", "on_validation_batch_end"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_second_sigint_to_all_ranks_ends_them_at_once_with_the_store_valid(
+    tmp_path, whole, hook, workers
+):
+    config = Config(workers=workers)
+    shots = [Shot(signal.SIGINT, rank, [rank], hook=(hook, 8), times=2) for rank in (0, 1)]
+    outcomes = run(tmp_path, config, shots)
+    statuses = [outcome.status for outcome in outcomes]
+    # One may see the end of the other before it comes to its own.
+    assert sorted(statuses) in ([-signal.SIGINT] * 2, [-signal.SIGINT, 1]), world.explain(outcomes)
+    assert small.every(tmp_path)
+    check_no_reader_is_left(tmp_path)
+    check_resumed(tmp_path, config, whole)
+
+
+@pytest.mark.parametrize(
+    ("rank", "hook"),
+    [
+        (0, "on_training_batch_end"),
+        (1, "on_training_batch_end"),
+        (0, "append_metadata_to_chkpt_name"),
+    ],
+)
+def test_a_second_sigint_to_one_rank_ends_it_at_once_and_the_others_with_an_error(
+    tmp_path, whole, rank, hook
+):
+    shot = Shot(signal.SIGINT, rank, [rank], hook=(hook, 8), times=2)
+    outcomes = run(tmp_path, PLAIN, [shot])
+    assert outcomes[rank].status == -signal.SIGINT, world.explain(outcomes)
+    assert outcomes[1 - rank].status == 1, world.explain(outcomes)
+    assert f"rank {rank} failed first" in outcomes[1 - rank].output
+    assert small.every(tmp_path)
+    check_resumed(tmp_path, PLAIN, whole)
