@@ -1,4 +1,4 @@
-"""R3: rank 0 cannot save, and all ranks know it at the same step; nothing that was saved is lost."""
+"""R3: rank 0 cannot save, all ranks know it at the same step, and nothing saved is lost."""
 
 from __future__ import annotations
 
