@@ -78,8 +78,16 @@ class Agreement:
             return self._stop_asked()
         return is_last and self.ballot.carried() and self.after_event()
 
-    def after_event(self) -> bool:
-        """Tell whether to stop after an event that is no micro-batch."""
+    def after_event(self, *, in_window: bool = False) -> bool:
+        """Tell whether to stop after an event that is no micro-batch.
+
+        Args:
+            in_window: whether a window is open, as it can be at the end of an epoch. Each of
+                several ranks then has sums of its own, which no checkpoint holds: all go on to its
+                end.
+        """
+        if self._ranks.several and in_window:
+            return False
         stop = self._stop_asked()
         if not self._ranks.several:
             return stop

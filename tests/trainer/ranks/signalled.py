@@ -56,7 +56,7 @@ class Shot(msgspec.Struct, frozen=True):
     """Which signals are sent, when, and to whom.
 
     Args:
-        number: the signal.
+        number: the signal; None to ask that rank to stop instead.
         rank: which rank sends it.
         to: the ranks that get it.
         call: (optional) the call of a Python function of the sender, from the end of the first
@@ -65,7 +65,7 @@ class Shot(msgspec.Struct, frozen=True):
         times: how many of them each gets.
     """
 
-    number: int
+    number: int | None
     rank: int
     to: list[int]
     call: int | None = None
@@ -99,6 +99,7 @@ class Hit(small.Net):
         self._counts = shots is None
         self._shots = shots or []
         self._calls, self._pid = 0, 0
+        self._stop = False
 
     def on_training_start(self):
         self._shots = [shot for shot in self._shots if shot.rank == self.rank]
@@ -124,6 +125,9 @@ class Hit(small.Net):
     def on_validation_batch_end(self, step):
         self._reach("on_validation_batch_end")
 
+    def should_training_stop(self):
+        return self._stop
+
     def append_metadata_to_chkpt_name(self, name):
         self._reach("append_metadata_to_chkpt_name")
         return ""
@@ -146,6 +150,9 @@ class Hit(small.Net):
 
     def _fire(self, shot: Shot) -> None:
         self._shots = [other for other in self._shots if other is not shot]
+        if shot.number is None:
+            self._stop = True
+            return
         for rank in shot.to:
             pid = int(Path(self._folder, f"pid-{rank}").read_text())
             for _ in range(shot.times):

@@ -164,6 +164,32 @@ def test_a_signal_inside_a_window_is_answered_at_an_end_of_a_window(tmp_path, wh
     assert counters(tmp_path, "hit", 2)[1]["global_iteration"] == micro_batch
 
 
+OPEN = Config(accumulation=2)
+"""Windows of two micro-batches, of which the second is open at the end of an epoch of three."""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_at_an_epoch_s_end_inside_a_window_is_answered_at_the_window_s_end(
+    tmp_path, whole, rank
+):
+    shot = Shot(signal.SIGTERM, rank, [rank], hook=("on_training_epoch_end", 3))
+    check_left(tmp_path, OPEN, shot, run(tmp_path, OPEN, [shot]))
+    assert counters(tmp_path, "hit", 2)[rank]["window_iter"] == 1
+    assert counters(tmp_path, "ended", 2)[rank]["global_iteration"] == 4
+    check_resumed(tmp_path, OPEN, whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_wish_to_stop_at_an_epoch_s_end_inside_a_window_is_granted_at_the_window_s_end(
+    tmp_path, whole, rank
+):
+    shot = Shot(None, rank, [], hook=("on_training_epoch_end", 3))
+    world.values(run(tmp_path, OPEN, [shot]))
+    ended = counters(tmp_path, "ended", 2)
+    assert [(one["global_iteration"], one["window_iter"]) for one in ended] == [(4, 0)] * 2
+    check_resumed(tmp_path, OPEN, whole)
+
+
 @pytest.mark.parametrize(
     ("number", "ranks"), [(signal.SIGTERM, [0]), (signal.SIGINT, [1]), (signal.SIGTERM, [0, 1])]
 )
