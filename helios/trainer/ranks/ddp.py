@@ -95,6 +95,7 @@ class DDPEngine:
         self._ballot = ballot
         self._streams = Streams()
         self._reductions: dict[str, tuple[Reduction, bool]] = {}
+        self._counted: dict[str, Any] = {}
 
     def __call__(
         self,
@@ -126,6 +127,10 @@ class DDPEngine:
         [piece] = batch
         binding = self._binding
         binding.lend(params, buffers)
+        if objective.name not in self._reductions and not self._ranks.is_first:
+            # One rank alone may have left a window open. All ranks take it up from the checkpoint:
+            # its gradients are averaged, but its weight is to be added once.
+            self._counted[objective.name] = window.weight
         self._streams.begin(turn, objective.name)
         self._streams.enter(piece.index)
         started: list[Any] = []
@@ -138,7 +143,8 @@ class DDPEngine:
             sent = Broadcast(binding.buffers(buffers)) if buffers else None
             weight = None
             if loss.weight is not None:
-                weight = Sum((window.weight, _weight(loss, piece)), total.device)
+                earlier = window.weight - self._counted.pop(objective.name, 0)
+                weight = Sum((earlier, _weight(loss, piece)), total.device)
             started.extend((reduction, sent, weight))
             flag = (window.total + loss.total.detach()) * 0
             return reduction.cast(total, self._ballot.vote(), flag)

@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
 
+import helios
 from helios.functional.tree import first_difference
+from tests import zoo
 from tests.trainer.ranks import small, world
 
 ROOT = Path(__file__).parents[3]
@@ -50,6 +55,44 @@ STOPS = """
 
     test_elastic.fit_until(sys.argv[1], int(sys.argv[2]))
 """
+
+
+class Weighted(zoo.Weighted):
+    """A loss with a weight, whose run stops after a micro-batch."""
+
+    def __init__(self, micro_batch: int) -> None:
+        super().__init__(small.NAME)
+        self._micro_batch = micro_batch
+
+    def should_training_stop(self):
+        return self.trainer.state.global_iteration >= self._micro_batch
+
+
+class Line(Weighted):
+    """The same with a mean."""
+
+    def loss(self, batch):
+        x, y, _ = batch
+        return F.mse_loss(self.net(x), y)
+
+
+MODELS = {"weighted": Weighted, "line": Line}
+
+
+class Masked(helios.DataModule):
+    """Samples in float64 with a mask."""
+
+    def setup(self):
+        columns = zip(*zoo.batches_for(zoo.Weighted(), 3, size=8), strict=True)
+        samples = TensorDataset(*map(torch.cat, columns))
+        self._train_dataset = self._create_dataset(samples, {"batch_size": 8, "shuffle": True})
+
+
+def fit_in_windows(folder: str, model: str, micro_batch: int) -> None:
+    """On a rank: train in windows of three, up to a micro-batch or to the end."""
+    windows = {"accumulation_steps": 3, "total_steps": 6, "valid_frequency": None}
+    made = small.trainer(folder, rank_timeout=20.0, **windows)
+    assert made.fit(MODELS[model](micro_batch), Masked())
 
 
 class Stops(small.Net):
@@ -127,6 +170,17 @@ def test_a_canonical_run_goes_on_with_any_number_of_ranks_to_the_same_bits(tmp_p
         assert small.update(run) == until
     alone = whole(other, fit_until, small.UPDATES, ranks=1)
     assert first_difference(_without_ranks(small.contents(run)), _without_ranks(alone)) is None
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_window_that_one_rank_left_open_is_closed_by_several(tmp_path, model):
+    run, other = tmp_path / "run", tmp_path / "other"
+    world.values(world.run(fit_in_windows, 1, args=(str(run), model, 5)))
+    assert small.newest(run)[0]["training_state"]["window_iter"] == 2
+    several = whole(run, fit_in_windows, model, 18, ranks=2)["model"]
+    alone = whole(other, fit_in_windows, model, 18, ranks=1)["model"]
+    for name, tensor in alone.items():
+        assert (several[name] - tensor).abs().max() < 1e-15, name
 
 
 @pytest.mark.nightly
