@@ -180,7 +180,8 @@ def fit(
     note = Signals._note
 
     def noted(self: Signals, number: int, frame: Any) -> None:
-        Path(folder, f"hit-{rank}.json").write_text(json.dumps(_counters(made)))
+        told = {**_counters(made), "place": _place(frame)}
+        Path(folder, f"hit-{rank}.json").write_text(json.dumps(told))
         note(self, number, frame)
 
     model = Hit(folder, None if shots is None else msgspec.convert(shots, list[Shot]))
@@ -194,6 +195,28 @@ def fit(
             sys.setprofile(None)
             Path(folder, f"ended-{rank}.json").write_text(json.dumps(_counters(made)))
     sys.exit(status)
+
+
+PLACES = {
+    "_on_checkpoint": "save",
+    "save_resumable": "save",
+    "_on_validate": "validation",
+    "compute": "step",
+    "_on_epoch_start": "epoch start",
+    "_on_epoch_end": "epoch end",
+}
+
+
+def _place(frame: Any) -> str:
+    """Return what of the run was under way in a frame."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in PLACES:
+            return PLACES[code.co_name]
+        if code.co_filename.endswith("helios/data/source.py"):
+            return "fetch"
+        frame = frame.f_back
+    return "between"
 
 
 def _counters(trainer: Any) -> dict[str, Any]:
