@@ -133,27 +133,28 @@ def _to_show(case: Case) -> list[str]:
     return [f"in {case.kind}\n"]
 
 
-def markdown(rows: Iterable[Row]) -> str:
-    """Return rows as a table."""
-    lines = [
-        "| what a rank does | where | rank | ranks | statuses | seconds | named |",
-        "|---|---|---|---|---|---|---|",
+HEAD = """\
+| what a rank does | where | rank | ranks | statuses | seconds | named |
+|---|---|---|---|---|---|---|"""
+
+
+def line(row: Row) -> str:
+    """Return a row as a line of a table."""
+    case = row.case
+    cells = [
+        case.kind.replace("_", " "),
+        case.place,
+        case.rank,
+        case.ranks,
+        ", ".join(map(str, row.statuses)),
+        f"{row.seconds:.1f}",
+        ", ".join("-" if rank is None else str(rank) for rank in row.named),
     ]
-    for row in rows:
-        case = row.case
-        cells = [
-            case.kind.replace("_", " "),
-            case.place,
-            case.rank,
-            case.ranks,
-            ", ".join(map(str, row.statuses)),
-            f"{row.seconds:.1f}",
-            ", ".join("-" if rank is None else str(rank) for rank in row.named),
-        ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 if __name__ == "__main__":
-    played = [play(case) for case in [*cases(2), *cases(4, failing=(2,))]]
-    sys.stdout.write(markdown(played) + "\n")
+    sys.stdout.write(HEAD + "\n")
+    for planned in [*cases(2), *cases(4, failing=(2,))]:
+        sys.stdout.write(line(play(planned)) + "\n")
+        sys.stdout.flush()

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tests.trainer.ranks.faulty import PLACES
-from tests.trainer.ranks.table import KINDS, SLACK, TIMEOUT, Case, Row, cases, markdown, play
+from tests.trainer.ranks.table import KINDS, SLACK, TIMEOUT, Case, Row, cases, line, play
 
 nightly = pytest.mark.skipif(
     os.environ.get("HYPOTHESIS_PROFILE") != "nightly", reason="waits for ranks that never come"
@@ -76,6 +76,6 @@ def test_a_rank_without_memory_ends_all_of_them_with_the_same_status(seed):
     assert row.seconds <= TIMEOUT, row.output
 
 
-def test_the_table_has_a_line_for_each_case():
+def test_a_case_is_a_line_of_a_table():
     row = Row(Case("is_killed", "step", 1), [1, -9], 2.06, [1, None], [True, False], 1, "")
-    assert markdown([row]).splitlines()[2:] == ["| is killed | step | 1 | 2 | 1, -9 | 2.1 | 1, - |"]
+    assert line(row) == "| is killed | step | 1 | 2 | 1, -9 | 2.1 | 1, - |"
