@@ -27,9 +27,9 @@ def test_donated_equals_undonated(kind, engine, window, seed):
 
 
 @few
-@given(st.sampled_from(MODELS), st.lists(st.booleans(), min_size=4, max_size=6))
-def test_donated_and_pure_steps_mix(kind, choices):
-    model = built(kind)
+@given(st.sampled_from(MODELS), st.lists(st.booleans(), min_size=4, max_size=6), st.booleans())
+def test_donated_and_pure_steps_mix(kind, choices, training):
+    model = built(kind).train(training)  # a step trains, whatever mode it finds
     step = helios.make_step(model)
     kept, mixed = helios.init_state(model, 0), helios.init_state(model, 0)
     for batch, donate in zip(batches_for(model, len(choices)), choices, strict=True):

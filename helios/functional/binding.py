@@ -8,7 +8,7 @@ and taken back.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -52,7 +52,7 @@ class Binding:
 
     def read(self) -> tuple[Tensors, Tensors]:
         """Return private copies of the module's parameters and buffers, by path."""
-        params = {name: p.detach().clone() for name, p in self.parameters.items()}
+        params = self._copies()
         buffers = {}
         for name, [(slots, key), *_] in self._slots.items():
             buffer = slots[key]
@@ -72,8 +72,7 @@ class Binding:
                     "the state was made for another model: its parameters are "
                     f"{sorted(params)[:8]}, the model's are {sorted(self.parameters)[:8]}"
                 )
-            for name, parameter in self.parameters.items():
-                parameter.data = params[name]
+            self._point(params)
             _LENT[self.module] = params
         for name, owners in self._slots.items():
             tensor = buffers.get(name)
@@ -114,23 +113,68 @@ class Binding:
     def borrowed(self) -> Iterator[None]:
         """Put the module back as it is now when the block ends: data, gradients, buffers."""
         lent = _LENT.get(self.module)
-        data = [(p, p.data, p.grad) for p in self.parameters.values()]
+        give_back = self._put_by()
         slots = [(s, k, s[k]) for owners in self._slots.values() for s, k in owners]
-        for parameter, _, _ in data:
-            parameter.grad = None
         try:
             yield
         finally:
-            for parameter, tensor, grad in data:
-                parameter.grad = None
-                parameter.data = tensor
-                parameter.grad = grad
+            give_back()
             for owner, key, buffer in slots:
                 owner[key] = buffer
             if lent is None:
                 _LENT.pop(self.module, None)
             else:
                 _LENT[self.module] = lent
+
+    def _copies(self) -> Tensors:
+        """Return private copies of the parameters."""
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def _point(self, params: Tensors) -> None:
+        """Point the module's parameters at tensors of the same paths."""
+        for name, parameter in self.parameters.items():
+            parameter.data = params[name]
+
+    def _put_by(self) -> Callable[[], None]:
+        """Take the gradients off the parameters; return what puts all back as it is now."""
+        data = [(p, p.data, p.grad) for p in self.parameters.values()]
+        for parameter, _, _ in data:
+            parameter.grad = None
+
+        def give_back() -> None:
+            for parameter, tensor, grad in data:
+                parameter.grad = None
+                parameter.data = tensor
+                parameter.grad = grad
+
+        return give_back
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function that computes with the module's parameters."""
+        return function(*args)
+
+
+_OWN = "_helios_binding"
+
+
+def bind(module: nn.Module) -> Binding:
+    """Return the binding of a module: its own, if `bind_by` gave it one, or a new one.
+
+    Raises:
+        ModelError: if it has none of its own, and no parameter, or one that is not materialised.
+    """
+    return own_binding(module) or Binding(module)
+
+
+def own_binding(module: nn.Module) -> Binding | None:
+    """Return the binding that `bind_by` gave a module; None if it has none."""
+    own = module.__dict__.get(_OWN)
+    return own if isinstance(own, Binding) else None
+
+
+def bind_by(binding: Binding) -> None:
+    """Let a module have a binding of its own, such as one that lends it parts of its parameters."""
+    binding.module.__dict__[_OWN] = binding
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from helios.errors import ModelError
 from helios.functional import accumulate, metrics, nonfinite, rng
-from helios.functional.binding import Binding, in_mode
+from helios.functional.binding import Binding, bind, in_mode
 from helios.functional.gradients import ENGINES, Engine, MakeEngine, Turn, trained_names
 from helios.functional.loss import Objective, loss_metrics
 from helios.functional.precision import LossScale
@@ -106,7 +106,7 @@ class Step:
         self._average: Averaging | None = model.average
         self._binding: Binding | None = None
         if self._custom is None or any(True for _ in model.parameters()):
-            self._binding = Binding(model)
+            self._binding = bind(model)
         self._trained = () if self._custom is not None else trained_names(model)
         self._all = tuple(self._binding.parameters) if self._binding is not None else ()
         self._engine: Engine | None = None
@@ -153,7 +153,10 @@ class Step:
         if donate:
             rng.seed_generators(rng.train_key(state.seed, state.global_iteration))
             try:
-                return self._kernel(state, carry, batch)
+                if self._binding is None or self._binding.module.training:
+                    return self._kernel(state, carry, batch)
+                with in_mode(self._binding.module, training=True):
+                    return self._kernel(state, carry, batch)
             finally:
                 consume(state)  # after a failure too: its tensors may be half way
         saved = rng.generator_states()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from helios.functional import accumulate, rng
-from helios.functional.binding import Binding
+from helios.functional.binding import bind
 from helios.functional.gradients import trained_names
 from helios.functional.loss import Objective
 from helios.functional.precision import Policy
@@ -73,7 +73,7 @@ def init_state(model: Any, seed: int = rng.DEFAULT_SEED) -> TrainingState:
         carry = model.init_carry()
         if carry is not None:
             return TrainingState(seed=seed, carry=carry)
-    params, buffers = Binding(model).read()
+    params, buffers = bind(model).read()
     trained = trained_names(model)
     average = model.average
     return TrainingState(

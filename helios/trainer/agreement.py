@@ -26,6 +26,7 @@ class Agreement:
         ranks: the ranks; by default one alone.
         in_order: how many pieces of each batch are this rank's, if metrics are to be added in the
             order of all pieces; see `Tally`.
+        in_step: whether ranks wait for each other in every forward pass, so that none may hurry.
 
     Attributes:
         ballot: where this rank's wish is cast.
@@ -37,11 +38,13 @@ class Agreement:
         signals: Signals | None = None,
         ranks: Ranks | None = None,
         in_order: int = 0,
+        in_step: bool = False,
     ) -> None:
         self._stop_asked = stop_asked
         self._signals = signals
         self._ranks = Ranks() if ranks is None else ranks
         self._leaving: int | None = None
+        self._in_step = in_step
         self.in_order = in_order
         self.ballot = Ballot(lambda: self._received() is not None or stop_asked())
 
@@ -66,7 +69,7 @@ class Agreement:
         """
         if not self._ranks.several:
             self.check()
-        return self._received() is not None
+        return self._received() is not None and not self._in_step
 
     def after_update(self, *, is_last: bool) -> bool:
         """Tell whether to stop after a micro-batch.

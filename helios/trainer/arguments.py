@@ -15,6 +15,7 @@ from helios.functional.state import TrainingUnit
 from helios.plugins import Plugin, PluginSet
 from helios.trainer.engine import PIECES
 from helios.trainer.ranks.ddp import DDP
+from helios.trainer.ranks.fsdp import FSDP
 from helios.trainer.store.retention import Retention
 
 
@@ -216,14 +217,27 @@ def check_pieces(pieces: Any, reduction: str) -> int | None:
     return PIECES if pieces is None else _positive("pieces", pieces, "a number of pieces, or None")
 
 
-def check_parallel(parallel: Any) -> DDP | None:
+def check_parallel(parallel: Any, reduction: str, async_saving: bool) -> DDP | FSDP | None:
     """Return the options of the engine of several ranks.
 
     Raises:
         TypeError: if they are something else.
+        ValueError: if they exclude another argument.
     """
-    if parallel is not None and not isinstance(parallel, DDP):
-        raise _type("parallel", parallel, "a helios.DDP, or None")
+    if parallel is None:
+        return None
+    if not isinstance(parallel, (DDP, FSDP)):
+        raise _type("parallel", parallel, "a helios.DDP, a helios.FSDP, or None")
+    if reduction == "canonical":
+        raise ValueError(
+            f"parallel: received a {type(parallel).__name__} with reduction='canonical', which has "
+            "an engine of its own; expected one of the two"
+        )
+    if isinstance(parallel, FSDP) and async_saving:
+        raise ValueError(
+            "async_saving: received True with a helios.FSDP, whose checkpoints every rank writes "
+            "at once; expected one of the two"
+        )
     return parallel
 
 

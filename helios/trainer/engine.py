@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from helios.errors import ModelError
-from helios.functional.binding import Binding
+from helios.functional.binding import Binding, own_binding
 from helios.functional.canonical import CanonicalEngine
 from helios.functional.gradients import MakeEngine
 from helios.functional.precision import Policy
@@ -13,16 +15,42 @@ from helios.functional.share import Shares
 from helios.functional.trainable import custom_step
 from helios.functional.tree_sum import check_pieces
 from helios.model.model import Model
+from helios.trainer.agreement import Agreement
 from helios.trainer.ranks.ballot import Ballot
 from helios.trainer.ranks.ddp import DDP, DDPEngine
+from helios.trainer.ranks.equal import check_equal, checksum
 from helios.trainer.ranks.exchange import TreeExchange
+from helios.trainer.ranks.fsdp import FSDP, FSDPEngine, shard
 from helios.trainer.ranks.group import Ranks
+from helios.trainer.ranks.saving import RankSaver, ShardSaver
+from helios.trainer.ranks.sharding import ShardedBinding
+from helios.trainer.saving import Saver, Saves
+from helios.trainer.signals import Signals
+from helios.trainer.store import Store
 
 REDUCTIONS = ("mean", "canonical")
 """How gradients can be put together over ranks."""
 
 PIECES = 8
 """In how many pieces canonical reduction cuts a micro-batch, unless told otherwise."""
+
+
+def as_recorded(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the trainer's arguments for the reduction of a run, as far as one process has it.
+
+    Args:
+        fingerprint: of the run; see `Division.fingerprint`.
+
+    Example:
+        >>> as_recorded({"reduction": "canonical", "pieces": 4})
+        {'reduction': 'canonical', 'pieces': 4}
+        >>> as_recorded({"reduction": "mean", "ranks": 2})
+        {}
+    """
+    names = ("reduction", "pieces")
+    if fingerprint.get("reduction") != "canonical":
+        return {}
+    return {name: fingerprint[name] for name in names if name in fingerprint}
 
 
 class Division:
@@ -32,20 +60,24 @@ class Division:
         ranks: the ranks.
         pieces: in how many pieces canonical reduction cuts a micro-batch; None for the plain mean,
             with one piece for each rank.
-        options: how gradients are added over ranks; None for the defaults.
+        options: how gradients are added, or the model is sharded, over ranks; None for `DDP()`.
 
     Attributes:
         shares: this rank's pieces; None if micro-batches are not cut.
         in_order: how many pieces of each micro-batch are this rank's if the order in which they
             are added is fixed, else 0.
+        is_sharded: whether each rank keeps a part of the model alone.
 
     Raises:
         ValueError: if the pieces cannot be shared among the ranks so that their order is fixed.
     """
 
-    def __init__(self, ranks: Ranks, pieces: int | None = None, options: DDP | None = None) -> None:
+    def __init__(
+        self, ranks: Ranks, pieces: int | None = None, options: DDP | FSDP | None = None
+    ) -> None:
         self._ranks = ranks
-        self._options = DDP() if options is None else options
+        self._options: DDP | FSDP = DDP() if options is None else options
+        self.is_sharded = ranks.several and isinstance(self._options, FSDP)
         self._engine: DDPEngine | None = None
         self.pieces = pieces
         self.shares: Shares | None = None
@@ -57,31 +89,75 @@ class Division:
         elif ranks.several:
             self.shares = Shares.of_rank(ranks.world_size, ranks.rank, ranks.world_size)
 
-    def engine(self, model: Model, ballot: Ballot) -> str | MakeEngine:
-        """Return what `helios.make_step` takes as its engine.
-
-        Args:
-            model: whose gradients it computes.
-            ballot: where wishes are cast and counted.
+    def prepare(self, model: Model) -> None:
+        """Spread a model that is set up over the ranks, if that is asked for.
 
         Raises:
-            ModelError: if the model has a step of its own, which knows nothing of pieces.
+            ModelError: if the model cannot be sharded, or has a step of its own.
+            RankError: if it is not the same on all ranks.
         """
-        if self.shares is None:
-            return "autograd"
-        if custom_step(model) is not None:
+        if self.shares is not None and custom_step(model) is not None:
             raise ModelError(
                 f"{type(model).__name__} has a step() of its own; received "
                 f"{self._ranks.world_size} ranks and {self.shares.pieces} pieces of each batch, of "
                 "which such a step knows nothing. Return the loss from loss() or objectives(), or "
                 "train on one rank"
             )
+        if not self._ranks.several:
+            return
+        if own_binding(model) is None:
+            check_equal(self._ranks.exchange(checksum(model.parameters())), "after setup()")
+            if isinstance(self._options, FSDP):
+                shard(model, self._options)
+
+    def agreement(self, stop_asked: Callable[[], bool], signals: Signals | None) -> Agreement:
+        """Return what lets the ranks decide alike.
+
+        Args:
+            stop_asked: whether the user's hooks ask to stop.
+            signals: what tells of signals, None for nothing.
+        """
+        return Agreement(stop_asked, signals, self._ranks, self.in_order, in_step=self.is_sharded)
+
+    def saver(
+        self, folder: Path, store: Store | None, model: Model, *rest: Any, **options: Any
+    ) -> Saves:
+        """Return what saves the states of a run.
+
+        Args:
+            folder: where.
+            store: that folder, open on rank 0; None on the others.
+            model: whose states they are, prepared.
+            rest: as for `Saver`, after its model.
+            options: as for `Saver`.
+        """
+        own = own_binding(model)
+        if isinstance(own, ShardedBinding):
+            return ShardSaver(store, folder, self._ranks, own, model, *rest, **options)
+        saver = None if store is None else Saver(store, model, *rest, **options)
+        if self._ranks.several:
+            return RankSaver(saver, self._ranks)
+        assert saver is not None
+        return saver
+
+    def engine(self, ballot: Ballot) -> str | MakeEngine:
+        """Return what `helios.make_step` takes as its engine.
+
+        Args:
+            ballot: where wishes are cast and counted.
+        """
+        if self.shares is None:
+            return "autograd"
         if self.pieces is not None:
             exchange = TreeExchange(ballot=ballot if self._ranks.several else None)
             return lambda binding, policy: CanonicalEngine(binding, policy, exchange)
 
+        options, ranks = self._options, self._ranks
+        if isinstance(options, FSDP):
+            return lambda binding, policy: FSDPEngine(binding, policy, ranks, ballot)
+
         def make(binding: Binding, policy: Policy) -> DDPEngine:
-            self._engine = DDPEngine(binding, policy, self._options, self._ranks, ballot)
+            self._engine = DDPEngine(binding, policy, options, ranks, ballot)
             return self._engine
 
         return make
@@ -101,6 +177,8 @@ class Division:
         if self.shares is None:
             return None
         how = "a share of each micro-batch on every rank"
+        if self.is_sharded:
+            how = "a share of each micro-batch, and of the model, on every rank"
         if self.pieces is not None:
             how = f"each micro-batch in {self.pieces} pieces, added in a fixed order"
         return f"Ranks: {self._ranks.world_size}; {how}"
@@ -108,5 +186,6 @@ class Division:
     def fingerprint(self) -> dict[str, Any]:
         """Return what of the division the bits of a run depend on."""
         if self.pieces is not None:
-            return {"reduction": f"canonical, in {self.pieces} pieces"}
-        return {"reduction": "mean", "ranks": self._ranks.world_size}
+            return {"reduction": "canonical", "pieces": self.pieces}
+        how = "mean, sharded" if self.is_sharded else "mean"
+        return {"reduction": how, "ranks": self._ranks.world_size}

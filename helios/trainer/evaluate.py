@@ -12,7 +12,7 @@ import torch
 from helios.core.rng import preserved_rng
 from helios.data import EpochSource
 from helios.functional import metrics, rng
-from helios.functional.binding import Binding, in_mode
+from helios.functional.binding import bind, in_mode, own_binding
 from helios.functional.share import each_piece, is_shared
 from helios.functional.state import Carry, TrainingState
 from helios.functional.tree import clone
@@ -50,7 +50,7 @@ def validate(
             source,
             move,
             process,
-            model.valid_step,
+            _runner(model, model.valid_step),
             _batch_hooks(model, "validation"),
             agreement,
             key,
@@ -73,7 +73,13 @@ def test(
         hooks.call("on_testing_start", key)
         process = hooks.plugins.process_testing_batch
         model.test_metrics = _run(
-            source, move, process, model.test_step, _batch_hooks(model, "testing"), agreement, key
+            source,
+            move,
+            process,
+            _runner(model, model.test_step),
+            _batch_hooks(model, "testing"),
+            agreement,
+            key,
         )
         hooks.call("on_testing_end", rng.fold(state.seed, "test_end"))
     return model.test_metrics
@@ -91,12 +97,18 @@ def evaluating(model: Model, state: TrainingState) -> Iterator[None]:
         if isinstance(carry, Carry):
             use_average = carry.average is not None and getattr(model.average, "evaluate", False)
             params = carry.average if use_average and carry.average else carry.params
-            binding = Binding(model)
+            binding = bind(model)
             stack.enter_context(binding.borrowed())
             binding.lend(params, clone(carry.buffers))
         stack.enter_context(in_mode(model, training=False))
         stack.enter_context(torch.no_grad())
         yield
+
+
+def _runner(model: Model, step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a step of a model, run as the binding of a sharded one wants it."""
+    own = own_binding(model)
+    return step if own is None else functools.partial(own.run, step)
 
 
 def _batch_hooks(model: Model, stage: str) -> tuple[Any, Any]:

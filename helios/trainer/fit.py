@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from helios.core.logging import Loggers, open_loggers
 from helios.data import DataModule, EpochSource, mover, source_of
 from helios.errors import DataError
+from helios.functional.binding import bind
 from helios.functional.nonfinite import Deferred
 from helios.functional.schedule import Plan
 from helios.functional.share import Shares
@@ -30,7 +31,6 @@ from helios.trainer.hooks import Hooks
 from helios.trainer.loop import Loop
 from helios.trainer.progress import Progress
 from helios.trainer.ranks.group import Ranks
-from helios.trainer.ranks.saving import RankSaver
 from helios.trainer.report import Reporter
 from helios.trainer.resuming import (
     check_position,
@@ -41,7 +41,7 @@ from helios.trainer.resuming import (
     take_up,
     warn_of_lost_promises,
 )
-from helios.trainer.saving import Saver, Saves, rng_restorer
+from helios.trainer.saving import rng_restorer
 from helios.trainer.session import session
 from helios.trainer.signals import Interrupted, Signals
 from helios.trainer.store import Store, stored_state
@@ -82,7 +82,8 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         hooks = Hooks(trainer.plugins, model)
         division = trainer.division()
         stack.callback(division.close)
-        agreement = Agreement(hooks.stop_asked, signals, ranks, division.in_order)
+        division.prepare(model)
+        agreement = division.agreement(hooks.stop_asked, signals)
         store = None
         if trainer.chkpt_root is not None and ranks.is_first:
             folder = trainer.chkpt_root / model.save_name
@@ -90,7 +91,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         state = init_state(model, trainer.seed)
         content, path = content_of_all(trainer, model, store)
         if content is not None:
-            state = resume(trainer, model, state, content)
+            state = resume(trainer, model, state, content, path)
             datamodule.seed = state.seed
         train, valid = sources(datamodule, stack, division.shares)
         plan = make_plan(trainer, train, valid)
@@ -112,8 +113,9 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 warn_of_lost_promises(content, environment_now)
         reporter = _open_reporter(trainer, plan, state, loggers, stack, agreement)
         saver = None
-        if store is not None:
-            saver = Saver(
+        if trainer.chkpt_root is not None:
+            saver = division.saver(
+                trainer.chkpt_root / model.save_name,
                 store,
                 model,
                 plan,
@@ -129,9 +131,6 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             stack.callback(saver.close)  # the lock is given back after it
             if content is not None:
                 saver.hold(state)
-        saves: Saves | None = saver
-        if ranks.several and trainer.chkpt_root is not None:
-            saves = RankSaver(saver, ranks)
         # On the CPU the answer is there at once; elsewhere, nobody waits for it.
         deferred = None if trainer.device.type == "cpu" else Deferred()
         loop = Loop(
@@ -139,7 +138,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             make_step(
                 model,
                 plan,
-                engine=division.engine(model, agreement.ballot),
+                engine=division.engine(agreement.ballot),
                 non_finite=trainer.non_finite,
                 deferred=deferred,
             ),
@@ -148,7 +147,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             valid,
             mover(trainer.device),
             reporter,
-            saves,
+            saver,
             agreement,
             lambda: None if deferred is None else deferred.check(),
         )
@@ -157,8 +156,8 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         try:
             for _ in loop.run(state, None if content is None else rng_restorer(content)):
                 pass
-            if saves is not None:
-                saves.finish()
+            if saver is not None:
+                saver.finish()
             agreement.at_end()
         except Interrupted as reason:
             reporter.announce(f"The run was {reason}. {_left(loop)}")
@@ -224,11 +223,16 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
     with session(trainer, model, datamodule, fast_init=True), contextlib.ExitStack() as stack:
         hooks = Hooks(trainer.plugins, model)
         division = trainer.division()
-        agreement = Agreement(hooks.stop_asked, None, trainer.ranks, division.in_order)
+        division.prepare(model)
+        agreement = division.agreement(hooks.stop_asked, None)
         content, path = content_of_all(trainer, model)
         loggers = open_logs(trainer, model, content, stack)
         state = TrainingState(seed=trainer.seed)
-        if content is not None:
+        if content is not None and division.is_sharded:
+            state = resume(trainer, model, init_state(model, trainer.seed), content, path)
+            bind(model).lend(state.carry.params, state.carry.buffers)
+            trainer.say(f"Testing the checkpoint {path}", loggers.logger)
+        elif content is not None:
             load_weights(model, content)
             # The carry comes along: a model that keeps an average is tested with it.
             state = place(stored_state(content), trainer.device)

@@ -14,13 +14,14 @@ import torch
 from helios.core.distributed import get_dist_info, is_dist_active
 from helios.data import DataModule
 from helios.errors import RankError
-from helios.functional.binding import Binding
+from helios.functional.binding import bind, own_binding
 from helios.functional.serial import from_bytes, to_bytes
 from helios.functional.state import Carry
 from helios.functional.tree import place
 from helios.model.model import Model
 from helios.trainer import fit as fits
 from helios.trainer.ranks.board import Failure
+from helios.trainer.ranks.fsdp import FSDP
 from helios.trainer.ranks.group import Ranks
 from helios.trainer.ranks.guard import guarded
 from helios.trainer.ranks.join import joined
@@ -107,7 +108,12 @@ def _on_this_rank(
             fits.write_failure(trainer.failure_log, f"the run failed: {failure}")
 
     with (
-        joined(rendezvous, trainer.device, trainer.rank_timeout) as it,
+        joined(
+            rendezvous,
+            trainer.device,
+            trainer.rank_timeout,
+            keep=isinstance(trainer.parallel, FSDP),
+        ) as it,
         guarded(it, trainer.whereabouts, log) as guard,
     ):
         if trainer.device.type == "cuda":
@@ -158,7 +164,7 @@ def _in_new_processes(routine: str, trainer: Trainer, model: Model, datamodule: 
     model.trainer, model.device = trainer, trainer.device
     model.prepare(trainer.seed)
     if isinstance(state.carry, Carry):
-        Binding(model).lend(state.carry.params, state.carry.buffers)
+        bind(model).lend(state.carry.params, state.carry.buffers)
 
 
 def _work(
@@ -182,6 +188,8 @@ def _work(
     _on_this_rank(here, routine, trainer, model, datamodule)
     if rank > 0:
         return None
-    state = None if trainer.loop is None else to_bytes(trainer.loop.state)
+    # Of a sharded model rank 0 has a part alone, and all of it need not fit into one process.
+    whole = trainer.loop is not None and own_binding(model) is None
+    state = to_bytes(trainer.loop.state) if whole and trainer.loop is not None else None
     result = _Result(state, model.valid_metrics, model.test_metrics, model.best_score)
     return msgspec.msgpack.encode(result)

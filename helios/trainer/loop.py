@@ -15,7 +15,7 @@ from helios.core.rng import python_rng_rewinder
 from helios.data import EpochSource
 from helios.errors import CheckpointError, NonFiniteError
 from helios.functional import rng
-from helios.functional.binding import Binding
+from helios.functional.binding import bind
 from helios.functional.schedule import (
     Batch,
     Checkpoint,
@@ -115,7 +115,7 @@ class Loop:
         self._skipped = 0
         self._binding = None
         if any(True for _ in hooks.model.parameters()):
-            self._binding = Binding(hooks.model)
+            self._binding = bind(hooks.model)
         self._custom = custom_step(hooks.model) is not None
         self._batches: Iterator[Any] = iter(())
         self._ahead: deque[Any] = deque()

@@ -16,10 +16,12 @@ from helios.functional.trainable import init_state
 from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer.crash import Crash, read_crash
+from helios.trainer.engine import as_recorded
 from helios.trainer.fingerprint import fingerprint, lost_promises
 from helios.trainer.fit import sources
 from helios.trainer.hooks import Hooks
 from helios.trainer.loop import Loop
+from helios.trainer.ranks.ballot import Ballot
 from helios.trainer.report import Reporter
 from helios.trainer.resuming import check_position, resume, take_up
 from helios.trainer.saving import rng_restorer
@@ -74,6 +76,7 @@ def reproduce(
         use_cpu=use_cpu,
         print_banner=False,
         plugins=plugins,
+        **as_recorded(crash.fingerprint),
     )
     run_again(trainer, model, datamodule, crash, path.parent.parent)
     sys.stdout.write(went_through(crash) + "\n")
@@ -123,9 +126,12 @@ def run_again(
         if content is not None:
             state = resume(trainer, model, state, content)
             datamodule.seed = state.seed
-        train, valid = sources(datamodule, stack)
+        division = trainer.division()
+        division.prepare(model)
+        train, valid = sources(datamodule, stack, division.shares)
         _check_data(crash, train, valid)
-        lost = lost_promises(crash.fingerprint, fingerprint(model, datamodule, policy))
+        now = {**fingerprint(model, datamodule, policy), **division.fingerprint()}
+        lost = lost_promises(crash.fingerprint, now)
         if lost is not None:
             warnings.warn(
                 f"the environment is not that of the run that failed: {lost}. The step is run "
@@ -138,7 +144,12 @@ def run_again(
         loop = Loop(
             crash.plan,
             # On a GPU too the answer is waited for: the error is to come where it belongs.
-            make_step(model, crash.plan, non_finite=policy),
+            make_step(
+                model,
+                crash.plan,
+                engine=division.engine(Ballot(lambda: False)),
+                non_finite=policy,
+            ),
             hooks,
             train,
             valid,

@@ -10,12 +10,14 @@ import msgspec
 
 from helios.data import EpochSource
 from helios.errors import ResumeError
+from helios.functional.binding import own_binding
 from helios.functional.plan import Plan
 from helios.functional.state import TrainingState
 from helios.model.model import Model
 from helios.trainer.fingerprint import lost_promises
 from helios.trainer.ranks.group import Ranks
-from helios.trainer.ranks.saving import check_equal, checksum
+from helios.trainer.ranks.sharding import ShardedBinding
+from helios.trainer.ranks.shards import load
 from helios.trainer.saving import with_metrics
 from helios.trainer.store import Store, read_checkpoint, restore_state
 from helios.trainer.store.fs import OsFs
@@ -58,11 +60,30 @@ def load_weights(model: Model, content: dict[str, Any]) -> None:
 
 
 def resume(
-    trainer: Trainer, model: Model, fresh: TrainingState, content: dict[str, Any]
+    trainer: Trainer,
+    model: Model,
+    fresh: TrainingState,
+    content: dict[str, Any],
+    path: Path | None = None,
 ) -> TrainingState:
-    """Return the state of a checkpoint, and load what is beside it into model and plugins."""
-    state = restore_state(content, fresh)
-    load_weights(model, content)
+    """Return the state of a checkpoint, and load what is beside it into model and plugins.
+
+    Args:
+        trainer: whose run it is.
+        model: the model; of a sharded one, this rank's rows are read.
+        fresh: the state that it begins with.
+        content: of the checkpoint.
+        path: where it is; needed for a sharded model.
+    """
+    own = own_binding(model)
+    if isinstance(own, ShardedBinding) and path is not None:
+        content = load(OsFs(), path, content, fresh, own)
+        state = restore_state(content, fresh)
+        extra = {key: v for key, v in content["model"].items() if key not in own.names}
+        model.load_state_dict(extra, strict=False)
+    else:
+        state = restore_state(content, fresh)
+        load_weights(model, content)
     if trainer.random_seed is not None and trainer.random_seed != state.seed:
         warnings.warn(
             f"random_seed: received {trainer.random_seed}; the checkpoint's run has {state.seed} "
@@ -102,7 +123,6 @@ def check_same(ranks: Ranks, state: TrainingState, plan: Plan) -> None:
         [state.seed, state.dict(), msgspec.to_builtins(plan)],
         "give the same arguments to the trainer and the same data on every rank",
     )
-    check_equal(ranks.exchange(checksum(state)), state)
 
 
 def take_up(train: EpochSource, content: dict[str, Any]) -> None:
@@ -128,24 +148,38 @@ def content_of_all(
         CheckpointError: if a rank cannot read what rank 0 has read.
     """
     ranks, root = trainer.ranks, trainer.chkpt_root
+    joined = not trainer.division().is_sharded
     found: tuple[dict[str, Any] | None, Path | None] = (None, None)
     if ranks.is_first:
-        found = (store.last_valid() if store is not None else last_content(trainer, model)) or found
+        if store is not None:
+            found = store.last_valid(joined=joined) or found
+        else:
+            found = last_content(trainer, model, joined=joined)
     if not ranks.several or root is None:
         return found
     name = ranks.told_by_first(None if found[1] is None else found[1].name)
     if ranks.is_first or name is None:
         return found
     path = root / model.save_name / name
-    return read_checkpoint(path), path
+    return read_checkpoint(path, joined=joined), path
 
 
-def last_content(trainer: Trainer, model: Model) -> tuple[dict[str, Any] | None, Path | None]:
-    """Return the newest whole checkpoint, without taking the lock: a fit may be writing more."""
+def last_content(
+    trainer: Trainer, model: Model, *, joined: bool = True
+) -> tuple[dict[str, Any] | None, Path | None]:
+    """Return the newest whole checkpoint, without taking the lock: a fit may be writing more.
+
+    Args:
+        trainer: whose run it is.
+        model: whose checkpoints they are.
+        joined: whether the tensors of a sharded one are read, whole.
+    """
     if trainer.chkpt_root is None:
         return None, None
     folder = trainer.chkpt_root / model.save_name
-    found = last_valid(OsFs(), folder, model.save_name) if folder.is_dir() else None
+    found = None
+    if folder.is_dir():
+        found = last_valid(OsFs(), folder, model.save_name, joined=joined)
     return found or (None, None)
 
 

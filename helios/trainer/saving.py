@@ -42,8 +42,16 @@ class Saves(Protocol):
         """Tell whether a state is on the disk; waits for the save under way."""
         ...
 
+    def hold(self, state: TrainingState) -> None:
+        """Note that a state is on the disk already: the run went on from it."""
+        ...
+
     def finish(self) -> None:
         """Wait until everything is on the disk."""
+        ...
+
+    def close(self) -> None:
+        """Wait for the save under way, when something else is raised already."""
         ...
 
 
@@ -51,7 +59,7 @@ class Saver:
     """Writes checkpoints of one fit.
 
     Args:
-        store: where they go.
+        store: where they go; None only where another rank writes them.
         model: whose they are.
         plan: the calendar of the fit.
         plugins: their states are saved too.
@@ -66,7 +74,7 @@ class Saver:
 
     def __init__(
         self,
-        store: Store,
+        store: Store | None,
         model: Model,
         plan: Plan,
         plugins: Mapping[str, Plugin],
@@ -184,7 +192,7 @@ class Saver:
         content = {
             "version": __version__,
             **state_content(state),
-            "model": dict(model.state_dict()),
+            "model": self._model_content(),
             "plan": msgspec.to_builtins(self._plan),
             "rng": python_rng_state(),
             "log": self._log_names,
@@ -195,8 +203,14 @@ class Saver:
         check_plain(content)
         return name, compact(content), _score(model, state)
 
+    def _model_content(self) -> dict[str, Any]:
+        return dict(self._model.state_dict())
+
     def _write(self, name: str, content: dict[str, Any], score: _Score) -> str:
         try:
+            check_content(content, sys.maxsize)
+            with contextlib.suppress(OSError):  # a log that cannot be written loses nothing more
+                self._flush()
             return self._commit(name, content, score)
         except CorruptCheckpointError as error:
             raise TypeError(
@@ -204,11 +218,19 @@ class Saver:
             ) from error
 
     def _commit(self, name: str, content: dict[str, Any], score: _Score) -> str:
-        check_content(content, sys.maxsize)
-        saved = content["training_state"]
-        carry = content["carry"]
-        ordinary = isinstance(carry, dict) and carry.get("__struct__") == Carry.__name__
-        params = carry["params"] if ordinary else content["model"]
+        assert self._store is not None
+        manifest = self._store.save(
+            name,
+            lambda file: torch.save(content, file),
+            self._describe(content, score, finite=all_finite(_params(content))),
+            check_archive,
+        )
+        return f"saved {manifest.file}"
+
+    def _describe(
+        self, content: dict[str, Any], score: _Score, *, finite: bool
+    ) -> Callable[[str, int, str, int], Manifest]:
+        saved, carry = content["training_state"], content["carry"]
 
         def describe(file: str, size: int, sha256: str, sequence: int) -> Manifest:
             return Manifest(
@@ -226,16 +248,21 @@ class Saver:
                 metric=score.metric,
                 mode=score.mode,
                 score=score.value,
-                finite=_all_finite(params),
-                skipped=carry["skipped"] if ordinary else 0,
+                finite=finite,
+                skipped=carry["skipped"] if _is_ordinary(carry) else 0,
             )
 
-        with contextlib.suppress(OSError):  # a log that cannot be written is no reason to lose more
-            self._flush()
-        manifest = self._store.save(
-            name, lambda file: torch.save(content, file), describe, check_archive
-        )
-        return f"saved {manifest.file}"
+        return describe
+
+
+def _is_ordinary(carry: Any) -> bool:
+    return isinstance(carry, dict) and carry.get("__struct__") == Carry.__name__
+
+
+def _params(content: dict[str, Any]) -> Mapping[str, Any]:
+    carry = content["carry"]
+    params: Mapping[str, Any] = carry["params"] if _is_ordinary(carry) else content["model"]
+    return params
 
 
 class _Score(NamedTuple):
@@ -253,7 +280,8 @@ def _score(model: Model, state: TrainingState) -> _Score:
     return _Score(monitor.metric, monitor.mode, float(value) if math.isfinite(value) else None)
 
 
-def _all_finite(params: Mapping[str, Any]) -> bool:
+def all_finite(params: Mapping[str, Any]) -> bool:
+    """Tell whether there is neither NaN nor infinity in some tensors."""
     return all(
         bool(torch.isfinite(tensor).all())
         for tensor in params.values()

@@ -11,6 +11,8 @@ from types import FrameType
 from typing import Any
 
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+Handlers = dict[int, _Handler]
+"""What handles some signals."""
 
 
 class Interrupted(BaseException):
@@ -41,16 +43,12 @@ class Signals:
 
     def __init__(self, active: bool = True) -> None:
         self._active = active and threading.current_thread() is threading.main_thread()
-        self._before: dict[int, _Handler] = {}
+        self._before: Handlers = {}
         self._received: int | None = None
 
     def __enter__(self) -> Signals:
         if self._active:
-            for number in _numbers():
-                # None was not set from Python, and cannot be put back from Python; a process that
-                # was started to ignore a signal, as by nohup, goes on to ignore it.
-                if signal.getsignal(number) not in (None, signal.SIG_IGN):
-                    self._before[number] = signal.signal(number, self._note)
+            self._before = handled(stopping(), self._note)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -91,12 +89,26 @@ class Signals:
             signal.signal(number, _at_once())
 
 
-def _numbers() -> list[int]:
+def stopping() -> list[int]:
+    """Return the signals that ask a run to stop."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     # SLURM announces the end of a job's time by a signal of the job's choice, SIGUSR1 by custom.
     if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):
         numbers.append(signal.SIGUSR1)
     return [int(number) for number in numbers]
+
+
+def handled(numbers: list[int], handler: Callable[[int, FrameType | None], Any]) -> Handlers:
+    """Set a handler, in the main thread; return those that were set before, to be put back.
+
+    None was not set from Python, and cannot be put back from Python; a process that was started to
+    ignore a signal, as by nohup, goes on to ignore it.
+    """
+    before: Handlers = {}
+    for number in numbers:
+        if signal.getsignal(number) not in (None, signal.SIG_IGN):
+            before[number] = signal.signal(number, handler)
+    return before
 
 
 def _at_once() -> _Handler:

@@ -20,6 +20,7 @@ from helios.trainer import arguments as check
 from helios.trainer.engine import REDUCTIONS, Division
 from helios.trainer.launch import launch
 from helios.trainer.ranks.ddp import DDP
+from helios.trainer.ranks.fsdp import FSDP
 from helios.trainer.ranks.group import Ranks
 from helios.trainer.store import Retention
 
@@ -84,7 +85,8 @@ class Trainer:
             of ranks. Defaults to ``"mean"``.
         pieces: (optional) in how many pieces ``"canonical"`` cuts a micro-batch; every rank has to
             get 1, 2, 4, 8, ... of them. Defaults to 8.
-        parallel: (optional) options of `DistributedDataParallel`, as a `helios.DDP`.
+        parallel: (optional) how several ranks train: a `helios.DDP`, with options of
+            ``DistributedDataParallel``, or a `helios.FSDP`, which shards the model over them.
         rank_timeout: seconds that a rank waits for the others before it takes the run for failed;
             to be longer than what one of them does alone, such as writing a checkpoint. Defaults
             to 600.
@@ -132,7 +134,7 @@ class Trainer:
         cpu_ranks: int | None = None,
         reduction: str = "mean",
         pieces: int | None = None,
-        parallel: DDP | None = None,
+        parallel: DDP | FSDP | None = None,
         rank_timeout: float = 600.0,
     ) -> None:
         self.run_name = check_run_name(run_name)
@@ -181,7 +183,7 @@ class Trainer:
         self.cpu_ranks = check.check_cpu_ranks(cpu_ranks, use_cpu, gpus)
         self.reduction = check.check_choice("reduction", reduction, REDUCTIONS)
         self.pieces = check.check_pieces(pieces, reduction)
-        self.parallel = check.check_parallel(parallel)
+        self.parallel = check.check_parallel(parallel, reduction, async_saving)
         self.rank_timeout = check.check_timeout(rank_timeout)
         self.ranks = Ranks()
         self.failure_log: logging.Logger | None = None

@@ -9,7 +9,6 @@ import msgspec
 import torch
 from msgspec.structs import replace
 
-from helios.errors import LossError
 from helios.functional.binding import Binding
 from helios.functional.gradients import Gradients, Turn, differentiate
 from helios.functional.loss import Loss, Objective, loss_metrics
@@ -20,7 +19,7 @@ from helios.functional.streams import Streams
 from helios.functional.transformation import Tensors
 from helios.trainer.ranks.ballot import Ballot
 from helios.trainer.ranks.group import Ranks
-from helios.trainer.ranks.reduction import Broadcast, Reduction, Sum, reaches
+from helios.trainer.ranks.reduction import Broadcast, Reduction, Sum, mixed_losses, reaches
 
 
 class DDP(msgspec.Struct, frozen=True):
@@ -198,7 +197,7 @@ class DDPEngine:
             leaves = [self._binding.parameters[name] for name in trained]
             told = self._ranks.exchange([is_sum, reaches(total, leaves)])
             if any(other != is_sum for other, _ in told):
-                raise _mixed(objective.name)
+                raise mixed_losses(objective.name)
             options = self._options
             unused = options.find_unused_parameters
             reduction = Reduction(
@@ -210,21 +209,13 @@ class DDPEngine:
             self._reductions[objective.name] = reduction, is_sum
         reduction, was_sum = self._reductions[objective.name]
         if is_sum != was_sum:
-            raise _mixed(objective.name)
+            raise mixed_losses(objective.name)
         return reduction
 
 
 def _weight(loss: Loss, piece: Piece) -> Any:
     """Return the weight of a piece's loss; what is there for its shape alone has none."""
     return loss.weight if loss.weight is None or piece.count else loss.weight * 0
-
-
-def _mixed(name: str) -> LossError:
-    return LossError(
-        f"{name}: on some ranks or at some micro-batches the loss was a mean, on others a "
-        "helios.Loss with a weight; expected the same always, since a mean counts by samples and a "
-        "Loss by its weight"
-    )
 
 
 def _value(name: str, received: Any, expected: str) -> ValueError:

@@ -55,12 +55,19 @@ class End(msgspec.Struct, frozen=True):
 
     @property
     def is_stop(self) -> bool:
-        """Whether it left as it was asked to: by a signal, or by itself through ``sys.exit``."""
+        """Whether it left as it was asked to: as a signal ends a process, or by ``sys.exit()``."""
         if self.forced is not None:
             return False
         if self.text:
-            return isinstance(self.error, KeyboardInterrupt | SystemExit)
+            return isinstance(self.error, KeyboardInterrupt) or self._left
         return self.asked is not None and self.status == -self.asked
+
+    @property
+    def _left(self) -> bool:
+        if not isinstance(self.error, SystemExit):
+            return False
+        code = self.error.code
+        return code is None or (isinstance(code, int) and (code == 0 or code > 128))
 
     @property
     def is_unguarded(self) -> bool:
@@ -110,7 +117,8 @@ def raise_first(ends: list[End]) -> None:
                 error.add_note(f"Rank {end.rank} did not end, and was ended by {end.forced.name}.")
             elif end.order[0] == 0:
                 error.add_note(f"Rank {end.rank} failed as well: {_line(end)}")
-    cause = RankTraceback(first.rank, first.text) if first.text else None
+    says_more = bool(first.text) and not first.is_stop
+    cause = RankTraceback(first.rank, first.text) if says_more else None
     raise error from cause
 
 
@@ -132,8 +140,9 @@ def _line(end: End) -> str:
         return f"{who} raised {end.text.rstrip().splitlines()[-1]}"
     status = end.status or 0
     if status < 0:
-        why = "; the system does that if memory is short" if status == -signal.SIGKILL else ""
-        return f"{who} was killed by {_name(-status)}{why}. See what it printed last."
+        name = _name(-status)
+        why = "; the system does that if memory is short" if name == "SIGKILL" else ""
+        return f"{who} was killed by {name}{why}. See what it printed last."
     if not end.began:
         return (
             f"{who} ended with status {status} before its work began. It imports the main script "

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
-from typing import Any
 
-_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+from helios.trainer.signals import Handlers, handled, stopping
 
 
 class Forwarding:
@@ -22,7 +20,7 @@ class Forwarding:
     """
 
     def __init__(self) -> None:
-        self._before: dict[int, _Handler] = {}
+        self._before: Handlers = {}
         self._pending: list[int] = []
         self._is_told = False
         self.received: int | None = None
@@ -30,11 +28,7 @@ class Forwarding:
 
     def __enter__(self) -> Forwarding:
         if threading.current_thread() is threading.main_thread():
-            for number in _numbers():
-                # None was not set from Python and cannot be put back; what is ignored, as under
-                # nohup, stays ignored, by the ranks as well.
-                if signal.getsignal(number) not in (None, signal.SIG_IGN):
-                    self._before[number] = signal.signal(number, self._note)
+            self._before = handled(_numbers(), self._note)  # what is ignored is so by the ranks too
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -112,9 +106,4 @@ def is_suspend(number: int) -> bool:
 
 
 def _numbers() -> list[int]:
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):
-        numbers.append(signal.SIGUSR1)
-    if hasattr(signal, "SIGTSTP"):
-        numbers.append(signal.SIGTSTP)
-    return [int(number) for number in numbers]
+    return stopping() + ([int(signal.SIGTSTP)] if hasattr(signal, "SIGTSTP") else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -45,7 +46,9 @@ class Joined(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def joined(rendezvous: Rendezvous | None, device: torch.device, timeout: float) -> Iterator[Joined]:
+def joined(
+    rendezvous: Rendezvous | None, device: torch.device, timeout: float, *, keep: bool = False
+) -> Iterator[Joined]:
     """Join a run, and leave it at the end.
 
     With a rendezvous the ranks form the default group of ``torch.distributed``. It is destroyed at
@@ -62,6 +65,8 @@ def joined(rendezvous: Rendezvous | None, device: torch.device, timeout: float) 
         device: that the ranks train on; with CUDA the group has NCCL, too.
         timeout: seconds for the others to come, for each collective, and for the others to end
             their work once this rank has.
+        keep: whether the group lives on if all went well, until the process ends: a sharded model
+            is of no use without it. What joins next uses it.
 
     Raises:
         RankError: if a rank does not come, or one fails.
@@ -71,13 +76,18 @@ def joined(rendezvous: Rendezvous | None, device: torch.device, timeout: float) 
         it, mine = _use_group(timeout)
     else:
         it, mine = _form_group(rendezvous, device, timeout), None
+    kept = False
     try:
         yield it
         failure = finish(it)
         if failure is not None:
             raise RankError(f"[rank {it.rank}] the run failed: {failure}", rank=failure.rank)
+        kept = keep and mine is None
     finally:
-        _destroy(mine)
+        if kept:
+            atexit.register(_destroy, None)
+        else:
+            _destroy(mine)
         with contextlib.suppress(RuntimeError):  # the store may have gone
             it.board.leave(_LINGER)
 

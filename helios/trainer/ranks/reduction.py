@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from helios.errors import ModelError
+from helios.errors import LossError, ModelError
 from helios.functional.transformation import Tensors
 
 
@@ -214,3 +214,12 @@ def reaches(total: torch.Tensor, leaves: Sequence[nn.Parameter]) -> bool:
         wanted.discard(id(getattr(node, "variable", None)))
         waiting.extend(following for following, _ in node.next_functions)
     return not wanted
+
+
+def mixed_losses(name: str) -> LossError:
+    """Return the error of an objective whose loss is a mean here and a sum there."""
+    return LossError(
+        f"{name}: on some ranks or at some micro-batches the loss was a mean, on others a "
+        "helios.Loss with a weight; expected the same always, since a mean counts by samples and a "
+        "Loss by its weight"
+    )

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
+from typing import Any
 
-from helios.errors import RankError
+import torch
+from torch.distributed.tensor import DTensor
+
+from helios.errors import CheckpointError, RankError
 from helios.functional.metrics import Metrics
 from helios.functional.state import Carry, TrainingState
 from helios.functional.tree import leaves
 from helios.trainer.agreement import packed
+from helios.trainer.ranks.equal import check_equal, checksum
 from helios.trainer.ranks.group import Ranks
-from helios.trainer.saving import Saver
+from helios.trainer.ranks.sharding import ShardedBinding
+from helios.trainer.ranks.shards import save
+from helios.trainer.saving import Saver, all_finite
+from helios.trainer.store import Store
+from helios.trainer.store.fs import OsFs
+from helios.trainer.store.guard import check_archive
+from helios.trainer.store.sharded import mark
 
 
 class RankSaver:
@@ -39,8 +50,9 @@ class RankSaver:
         """
         carry = state.carry
         own: Metrics = carry.metrics if isinstance(carry, Carry) else {}
-        told = self._ranks.exchange([checksum(state), *packed([own])])
-        check_equal([number for number, _ in told], state)
+        parameters = leaves(carry.params) if isinstance(carry, Carry) else []
+        told = self._ranks.exchange([checksum(parameters), *packed([own])])
+        check_equal([number for number, _ in told], f"after update {state.current_iteration}")
         measured = [metrics for _, metrics in told]
         self._ranks.together(lambda: self._save(state, measured), "saving a checkpoint")
 
@@ -51,6 +63,16 @@ class RankSaver:
             lambda: saver is not None and saver.holds(state), "saving the last checkpoint"
         )
         return bool(held)
+
+    def hold(self, state: TrainingState) -> None:
+        """Note that a state is on the disk already: the run went on from it."""
+        if self._saver is not None:
+            self._saver.hold(state)
+
+    def close(self) -> None:
+        """Wait for the save under way, when something else is raised already; on rank 0 alone."""
+        if self._saver is not None:
+            self._saver.close()
 
     def finish(self) -> None:
         """Wait until everything is on the disk."""
@@ -65,30 +87,67 @@ class RankSaver:
             self._saver.finish()
 
 
-def checksum(state: TrainingState) -> int:
-    """Return a number that tells the parameters of two states apart, if not by an ill chance."""
-    if not isinstance(state.carry, Carry):
-        return 0
-    total = 0
-    for parameter in leaves(state.carry.params):
-        data = parameter.detach().contiguous().reshape(-1).view(torch.uint8)
-        whole = data[: data.numel() // 4 * 4].view(torch.int32)
-        total += int(whole.sum(dtype=torch.int64)) + int(data[whole.numel() * 4 :].sum())
-    return total
+class ShardSaver(Saver):
+    """Writes the checkpoints of a sharded model: every rank its rows, and rank 0 the rest.
 
+    Every rank has one, and calls the same at the same place.
 
-def check_equal(checksums: list[int], state: TrainingState) -> None:
-    """Raise unless all ranks have the same parameters.
-
-    Raises:
-        RankError: naming the first rank that differs from rank 0.
+    Args:
+        store: where they go, on rank 0; None on the others.
+        folder: the folder of the store.
+        ranks: the ranks.
+        binding: of the model.
+        rest: as for `Saver`.
+        options: as for `Saver`.
     """
-    for rank, number in enumerate(checksums):
-        if number != checksums[0]:
-            when = f"after update {state.current_iteration}"
-            raise RankError(
-                f"rank {rank} has other parameters than rank 0 {when}; they are to be the same on "
-                "all ranks. Look in setup() and in hooks for what differs by rank: random numbers "
-                "that are drawn without a seed, or parameters that are changed on one rank alone.",
-                rank=rank,
+
+    def __init__(
+        self,
+        store: Store | None,
+        folder: Path,
+        ranks: Ranks,
+        binding: ShardedBinding,
+        *rest: Any,
+        **options: Any,
+    ) -> None:
+        super().__init__(store, *rest, **options)
+        self._folder = folder
+        self._ranks = ranks
+        self._binding = binding
+        self._fs = OsFs() if store is None else store.fs
+
+    def __call__(
+        self, state: TrainingState, measured: list[dict[str, list[float]]] | None = None
+    ) -> None:
+        """Write a checkpoint of ``state``; see `Saver`."""
+        carry = state.carry
+        own: Metrics = carry.metrics if isinstance(carry, Carry) else {}
+        super().__call__(state, [told[0] for told in self._ranks.exchange(packed([own]))])
+
+    def _model_content(self) -> dict[str, Any]:
+        names = self._binding.names
+        return {
+            key: mark(f"params/{names[key]}") if isinstance(value, DTensor) else value
+            for key, value in self._model.state_dict().items()
+        }
+
+    def _commit(self, name: str, content: dict[str, Any], score: Any) -> str:
+        finite = all(self._ranks.exchange(all_finite(content["carry"]["params"])))
+        try:
+            file = save(
+                self._store,
+                self._ranks,
+                self._fs,
+                self._folder,
+                name,
+                content,
+                self._binding,
+                torch.save,
+                self._describe(content, score, finite=finite),
+                check_archive,
             )
+        except RankError as error:
+            if not self._tolerant:
+                raise
+            raise CheckpointError(str(error)) from error
+        return f"saved {file}"

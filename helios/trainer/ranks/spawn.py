@@ -32,7 +32,8 @@ HOST = "127.0.0.1"
 
 _POLL = 0.1  # seconds; the end of a rank wakes the parent at once, in general
 _UNTIL_KILLED = 3.0  # seconds from SIGTERM to SIGKILL
-_LAST_WORDS = 5.0  # seconds to read what a rank that has ended left in its pipe
+_LAST_WORDS = 30.0  # seconds to read what a rank that has ended left in its pipe, at most
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 def spawn(
@@ -93,7 +94,8 @@ def spawn(
             _watch(ranks, signals, grace)
         finally:
             for rank_ in ranks:
-                rank_.force(signal.SIGKILL)  # none is left, but after an error of the parent's own
+                rank_.force(_KILL)  # none is left, but after an error of the parent's own
+            for rank_ in ranks:
                 rank_.close()
     try:
         raise_first([rank.end(signals.received) for rank in ranks])
@@ -254,7 +256,7 @@ def _watch(ranks: list[_Rank], signals: Forwarding, grace: float) -> None:
         if since is not None and now >= since + grace:
             late = now >= since + grace + _UNTIL_KILLED
             for rank in left:
-                rank.force(signal.SIGKILL if late else signal.SIGTERM)
+                rank.force(_KILL if late else signal.SIGTERM)
     for rank in ranks:
         if rank.lingered:
             warnings.warn(

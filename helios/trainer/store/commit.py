@@ -11,6 +11,11 @@ moment at which the manifest has its name, and no longer than that:
     5  rename .<stem>.json to <stem>.json
     6  sync the folder
 
+A checkpoint of parameters that are sharded over ranks has parts beside these two, which the ranks
+have written and synced under hidden names before. They get their names, and the folder is synced,
+between 3 and 4; and they are removed with the file, once the folder is synced after the manifest
+was hidden. The manifest lists them.
+
 Wherever this is cut off, what `recover` finds says what to do: a hidden manifest means that the
 file of its name is ours and does not count. No name is ever used twice, so that nothing which was
 committed is opened again to write.
@@ -26,14 +31,32 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
+
+from msgspec.structs import replace
 
 from helios.errors import CheckpointError, CheckpointVersionError
 from helios.trainer.store.fs import Fs, read_all, write_all, write_file
-from helios.trainer.store.manifest import LIMIT, Manifest, decode, encode
+from helios.trainer.store.manifest import LIMIT, Manifest, PartFile, decode, encode, part_names
 from helios.trainer.store.names import is_stem
+
+_PART = re.compile(r"\.(.+)\.(?:index|[0-9]+\.shard)\.tmp")
+
+
+class Part(NamedTuple):
+    """A part of a checkpoint that is written and synced, but has not its name yet."""
+
+    temporary: Path
+    size: int
+    sha256: str
+
+
+def part_temporary(folder: Path, stem: str, number: int | None) -> Path:
+    """Return the hidden name under which a part is written; None is the index."""
+    return folder / (f".{stem}.index.tmp" if number is None else f".{stem}.{number}.shard.tmp")
 
 
 class DigestingFile:
@@ -73,6 +96,7 @@ def commit(
     write: Callable[[Any], None],
     describe: Callable[[str, int, str], Manifest],
     check: Callable[[IO[bytes], int], None] = lambda file, size: None,
+    parts: Sequence[Part] = (),
 ) -> Manifest:
     """Write a checkpoint and its manifest; see the module.
 
@@ -83,6 +107,7 @@ def commit(
         write: writes the content into a file.
         describe: ``(file name, size, sha256) -> manifest``.
         check: ``(file, size)``: raises if what was written would be refused when it is read.
+        parts: what else belongs to it, the index first; taken over, whether or not this succeeds.
 
     Returns:
         The manifest, once the checkpoint is on the disk.
@@ -91,29 +116,43 @@ def commit(
         CheckpointError: if it cannot be written; ``__cause__`` is the system's error. Nothing is
             left behind, and what was committed before is as it was.
     """
-    stem = _free(stem, set(fs.listdir(folder)))
+    try:
+        stem = _free(stem, set(fs.listdir(folder)))
+    except BaseException:
+        _discard(fs, parts)
+        raise
+    names = part_names(stem, len(parts))
     file, manifest_file = folder / f"{stem}.pth", folder / f"{stem}.json"
     temporary, hidden = folder / f".{stem}.pth.tmp", folder / f".{stem}.json"
     named = False
     try:
-        size, digest = _write(fs, temporary, write)
+        size, digest = write_digested(fs, temporary, write)
         with fs.open(temporary) as written:
             check(written, size)
         manifest = describe(file.name, size, digest)
+        if parts:
+            named_parts = zip(names, parts, strict=True)
+            files = tuple(PartFile(name, part.size, part.sha256) for name, part in named_parts)
+            manifest = replace(manifest, parts=files)
         write_file(fs, hidden, encode(manifest))
         fs.fsync_dir(folder)
         named = True  # or about to be: a rename that fails may have happened
+        for name, part in zip(names, parts, strict=True):
+            fs.replace(part.temporary, folder / name)
+        if parts:
+            fs.fsync_dir(folder)  # where the manifest has its name, all parts have theirs
         fs.replace(temporary, file)
         fs.replace(hidden, manifest_file)
     except BaseException as error:
         with contextlib.suppress(OSError):
             fs.unlink(temporary)
+        _discard(fs, parts)
         if named:
             # As in a removal: a file without any manifest could not be told from a stranger's.
             with contextlib.suppress(OSError):
                 fs.replace(manifest_file, hidden)
             with contextlib.suppress(OSError):
-                _finish_removal(fs, folder, stem)
+                _finish_removal(fs, folder, stem, names)
         else:
             with contextlib.suppress(OSError):
                 fs.unlink(hidden)
@@ -128,14 +167,26 @@ def commit(
     return manifest
 
 
-def remove(fs: Fs, folder: Path, stem: str) -> None:
+def remove(fs: Fs, folder: Path, stem: str, parts: Sequence[str] = ()) -> None:
     """Remove a committed checkpoint; see the module.
+
+    Args:
+        fs: the disk.
+        folder: where it is.
+        stem: its name.
+        parts: the names of its parts, as its manifest has them.
 
     Raises:
         OSError: if the system does; `recover` finishes what was begun.
     """
     fs.replace(folder / f"{stem}.json", folder / f".{stem}.json")
-    _finish_removal(fs, folder, stem)
+    _finish_removal(fs, folder, stem, parts)
+
+
+def _discard(fs: Fs, parts: Sequence[Part]) -> None:
+    for part in parts:
+        with contextlib.suppress(OSError):
+            fs.unlink(part.temporary)
 
 
 def recover(fs: Fs, folder: Path, save_name: str) -> list[str]:
@@ -154,6 +205,11 @@ def recover(fs: Fs, folder: Path, save_name: str) -> list[str]:
     names = set(fs.listdir(folder))
     removed = []
     for name in sorted(names):
+        part = _PART.fullmatch(name)
+        if part is not None and is_stem(part[1], save_name):
+            fs.unlink(folder / name)
+            removed.append(name)
+            continue
         stem = name.removeprefix(".").removesuffix(".pth.tmp").removesuffix(".json")
         if not is_stem(stem, save_name):
             continue
@@ -161,26 +217,30 @@ def recover(fs: Fs, folder: Path, save_name: str) -> list[str]:
             fs.unlink(folder / name)
             removed.append(name)
         elif name == f".{stem}.json":
-            if f"{stem}.json" not in names and _is_whole(fs, folder, stem, hidden=True):
-                _finish_removal(fs, folder, stem)
+            parts = _parts_of(fs, folder, stem, hidden=True)
+            if f"{stem}.json" not in names and parts is not None:
+                _finish_removal(fs, folder, stem, parts)
             else:  # it was cut off before the file could have its name
                 fs.unlink(folder / name)
             removed.append(name)
-        elif name == f"{stem}.json" and f"{stem}.pth" not in names and _is_whole(fs, folder, stem):
-            fs.unlink(folder / name)
-            removed.append(name)
+        elif name == f"{stem}.json" and f"{stem}.pth" not in names:
+            parts = _parts_of(fs, folder, stem)
+            if parts is not None:
+                _remove_parts(fs, folder, parts)
+                fs.unlink(folder / name)
+                removed.append(name)
     return removed
 
 
-def _is_whole(fs: Fs, folder: Path, stem: str, *, hidden: bool = False) -> bool:
-    """Tell whether a manifest is one of ours, or of a newer helios."""
+def _parts_of(fs: Fs, folder: Path, stem: str, *, hidden: bool = False) -> list[str] | None:
+    """Return the parts that a manifest lists, None if it is not one of ours or a newer helios'."""
     try:
-        load_manifest(fs, folder, stem, hidden=hidden)
+        manifest = load_manifest(fs, folder, stem, hidden=hidden)
     except CheckpointVersionError:
-        return True
+        return []
     except CheckpointError:
-        return False
-    return True
+        return None
+    return [part.name for part in manifest.files]
 
 
 def load_manifest(fs: Fs, folder: Path, stem: str, *, hidden: bool = False) -> Manifest:
@@ -204,7 +264,8 @@ def unwritable(path: Path, error: OSError) -> CheckpointError:
     )
 
 
-def _write(fs: Fs, path: Path, write: Callable[[Any], None]) -> tuple[int, str]:
+def write_digested(fs: Fs, path: Path, write: Callable[[Any], None]) -> tuple[int, str]:
+    """Write a file and sync it; return its size and digest. What had its name before is gone."""
     with contextlib.suppress(FileNotFoundError):  # of a save that failed before
         fs.unlink(path)
     descriptor = fs.create(path)
@@ -222,18 +283,31 @@ def _write(fs: Fs, path: Path, write: Callable[[Any], None]) -> tuple[int, str]:
     return file.size, file.hexdigest()
 
 
-def _finish_removal(fs: Fs, folder: Path, stem: str) -> None:
+def _finish_removal(fs: Fs, folder: Path, stem: str, parts: Sequence[str]) -> None:
+    if parts:
+        fs.fsync_dir(folder)  # a manifest that had its name again would lack some of them
     with contextlib.suppress(FileNotFoundError):
         fs.unlink(folder / f"{stem}.pth")
+    for name in parts:
+        with contextlib.suppress(FileNotFoundError):
+            fs.unlink(folder / name)
     # Were the hidden manifest gone from the disk before the file, nobody could tell whose it is.
     fs.fsync_dir(folder)
     fs.unlink(folder / f".{stem}.json")
 
 
+def _remove_parts(fs: Fs, folder: Path, parts: Sequence[str]) -> None:
+    for name in parts:
+        with contextlib.suppress(FileNotFoundError):
+            fs.unlink(folder / name)
+    if parts:
+        fs.fsync_dir(folder)
+
+
 def _free(stem: str, names: set[str]) -> str:
     """Return a name that nothing has: a checkpoint that did not hold its digest may stand there."""
     number, free = 1, stem
-    while {f"{free}.pth", f"{free}.json", f".{free}.json"} & names:
+    while {f"{free}.pth", f"{free}.json", f".{free}.json", f"{free}.index"} & names:
         number += 1
         free = f"{stem}_{number}"
     return free

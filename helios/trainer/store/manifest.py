@@ -23,6 +23,30 @@ LIMIT = 1 << 20
 _TAIL = b',"check":"%s"}\n'
 
 
+class PartFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that belongs to a checkpoint, beside its ``.pth``.
+
+    Args:
+        name: its name in the folder.
+        size: its bytes.
+        sha256: the digest of its bytes, as 64 hexadecimal digits.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
+def part_names(stem: str, count: int) -> list[str]:
+    """Return the names of the parts of a checkpoint: their index, and then those of the ranks.
+
+    Example:
+        >>> part_names("m_epoch_1_iter_2", 3)[1:]
+        ['m_epoch_1_iter_2.0.shard', 'm_epoch_1_iter_2.1.shard']
+    """
+    return [f"{stem}.index", *(f"{stem}.{number}.shard" for number in range(count - 1))][:count]
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is known of a committed checkpoint.
 
@@ -43,6 +67,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         score: its value at this very state; None if it was not validated, or was not finite.
         finite: whether every parameter is finite.
         skipped: updates left out so far because they were not finite.
+        parts: of a run whose parameters are sharded over ranks, the other files that hold them;
+            left out where there are none, as it always was.
     """
 
     schema: int
@@ -61,6 +87,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     score: float | None = None
     finite: bool = True
     skipped: int = 0
+    parts: tuple[PartFile, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def files(self) -> tuple[PartFile, ...]:
+        """The parts, none for most checkpoints."""
+        return () if self.parts is msgspec.UNSET else self.parts
 
     @property
     def stem(self) -> str:
@@ -120,6 +152,18 @@ def _problem(manifest: Manifest, name: str) -> str | None:
         return f"its counters are {manifest.counters}"
     if min(manifest.size, manifest.sequence, manifest.window_iter, manifest.skipped) < 0:
         return "a number of it is negative"
+    return _problem_of_parts(manifest)
+
+
+def _problem_of_parts(manifest: Manifest) -> str | None:
+    """Check the names too: nothing that is read or removed by them is outside of the folder."""
+    if manifest.parts is msgspec.UNSET:
+        return None
+    names = [part.name for part in manifest.parts]
+    if len(names) < 2 or names != part_names(manifest.stem, len(names)):
+        return f"its parts are {names[:4]}"
+    if any(part.size < 0 for part in manifest.parts):
+        return "a part of it has a negative size"
     return None
 
 

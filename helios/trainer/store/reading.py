@@ -71,7 +71,12 @@ def committed(fs: Fs, folder: Path, save_name: str) -> list[Found]:
 
 
 def last_valid(
-    fs: Fs, folder: Path, save_name: str, broken: set[str] | None = None
+    fs: Fs,
+    folder: Path,
+    save_name: str,
+    broken: set[str] | None = None,
+    *,
+    joined: bool = True,
 ) -> tuple[dict[str, Any], Path] | None:
     """Return the content and the path of the newest checkpoint that is whole.
 
@@ -80,6 +85,8 @@ def last_valid(
         folder: the folder of a run's checkpoints.
         save_name: the model's name.
         broken: (optional) is given the stems that were passed over.
+        joined: whether tensors that are in parts are read too; their digests are checked in any
+            case.
 
     Returns:
         None if no checkpoint was ever committed there.
@@ -92,7 +99,7 @@ def last_valid(
     problems: dict[str, str] = {}
     for entry in _candidates(fs, folder, save_name):
         try:
-            content = _read(fs, folder, entry)
+            content = _read(fs, folder, entry, joined=joined)
         except CheckpointVersionError:
             raise
         except CheckpointError as error:
@@ -107,7 +114,9 @@ def last_valid(
         return content, folder / f"{entry.stem}.pth"
     if problems:
         if {entry.stem for entry in _list(fs, folder, save_name)} != problems.keys():
-            return last_valid(fs, folder, save_name, broken)  # a run has gone on meanwhile
+            return last_valid(
+                fs, folder, save_name, broken, joined=joined
+            )  # a run has gone on meanwhile
         shown = "\n  ".join(problems.values())
         raise CorruptCheckpointError(
             f"none of the {len(problems)} checkpoints in {str(folder)!r} is whole:\n  {shown}\n"
@@ -116,7 +125,7 @@ def last_valid(
     return None
 
 
-def read_checkpoint(path: Path, fs: Fs | None = None) -> dict[str, Any]:
+def read_checkpoint(path: Path, fs: Fs | None = None, *, joined: bool = True) -> dict[str, Any]:
     """Read a checkpoint's content onto the CPU, running no code from it.
 
     Its manifest stands beside it; the digest is verified before a byte is parsed.
@@ -124,6 +133,8 @@ def read_checkpoint(path: Path, fs: Fs | None = None) -> dict[str, Any]:
     Args:
         path: the ``.pth`` file.
         fs: (optional) the disk.
+        joined: whether tensors that are in parts are read too, and are whole. Without it the parts
+            are not looked at at all: whoever reads them has seen to it that their digests hold.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or it cannot be read.
@@ -143,7 +154,7 @@ def read_checkpoint(path: Path, fs: Fs | None = None) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise _unreadable(path.with_suffix(".json"), error) from error
-    return _read(fs, path.parent, Found(path.stem, manifest))
+    return _read(fs, path.parent, Found(path.stem, manifest), joined=joined, parts=joined)
 
 
 def verify(fs: Fs, folder: Path, manifest: Manifest) -> None:
@@ -156,9 +167,25 @@ def verify(fs: Fs, folder: Path, manifest: Manifest) -> None:
     path = folder / manifest.file
     try:
         with fs.open(path) as file:
-            _verify(file, manifest, path)
+            _verify(file, manifest.size, manifest.sha256, path)
     except OSError as error:
         raise _unreadable(path, error) from error
+    _verify_parts(fs, folder, manifest)
+
+
+def _verify_parts(fs: Fs, folder: Path, manifest: Manifest) -> None:
+    for part in manifest.files:
+        path = folder / part.name
+        try:
+            with fs.open(path) as file:
+                _verify(file, part.size, part.sha256, path)
+        except FileNotFoundError as error:
+            raise CorruptCheckpointError(
+                f"{str(folder / manifest.file)!r} lacks its part {part.name}. Restore it from a "
+                "copy, or move the checkpoint away to go on from the one before it."
+            ) from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
 
 def _list(fs: Fs, folder: Path, save_name: str) -> list[Found]:
@@ -194,7 +221,9 @@ def _candidates(fs: Fs, folder: Path, save_name: str) -> Iterator[Found]:
     yield from entries
 
 
-def _read(fs: Fs, folder: Path, entry: Found) -> dict[str, Any]:
+def _read(
+    fs: Fs, folder: Path, entry: Found, *, joined: bool, parts: bool = True
+) -> dict[str, Any]:
     if entry.error is not None:
         raise entry.error
     manifest = entry.manifest
@@ -202,7 +231,7 @@ def _read(fs: Fs, folder: Path, entry: Found) -> dict[str, Any]:
     path = folder / manifest.file
     try:
         with fs.open(path) as file:
-            _verify(file, manifest, path)
+            _verify(file, manifest.size, manifest.sha256, path)
             check_archive(file, manifest.size)
             content = _load(file)
     except FileNotFoundError as error:
@@ -217,21 +246,28 @@ def _read(fs: Fs, folder: Path, entry: Found) -> dict[str, Any]:
     check_content(content, manifest.size)
     check_parts(content, path)
     _check_agreement(content, manifest, path)
+    if parts:
+        _verify_parts(fs, folder, manifest)
+    if joined and manifest.files:
+        # Imported here: it takes half a second, and hardly any run has parts.
+        from helios.trainer.store.sharded import join
+
+        return join(fs, folder, manifest, content)
     return dict(content)
 
 
-def _verify(file: IO[bytes], manifest: Manifest, path: Path) -> None:
+def _verify(file: IO[bytes], expected: int, digest: str, path: Path) -> None:
     """Check size and digest, and go back to the start."""
     size = os.fstat(file.fileno()).st_size
-    if size != manifest.size:
+    if size != expected:
         raise CorruptCheckpointError(
-            f"{str(path)!r} has {size} bytes, and {manifest.size} were written: it was cut short "
+            f"{str(path)!r} has {size} bytes, and {expected} were written: it was cut short "
             "or changed. Restore it from a copy, or move it away to go on from the one before it."
         )
     sha256 = hashlib.sha256()
     while chunk := file.read(_CHUNK):
         sha256.update(chunk)
-    if sha256.hexdigest() != manifest.sha256:
+    if sha256.hexdigest() != digest:
         raise CorruptCheckpointError(
             f"{str(path)!r} does not hold its digest: its bytes were changed since they were "
             "written. Restore it from a copy, or move it away to go on from the one before it."

@@ -6,13 +6,13 @@ import contextlib
 import os
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from helios.errors import CheckpointError
 from helios.trainer.store import lock
-from helios.trainer.store.commit import commit, recover, remove
+from helios.trainer.store.commit import Part, commit, recover, remove
 from helios.trainer.store.fs import Fs, OsFs
 from helios.trainer.store.manifest import Manifest
 from helios.trainer.store.names import is_stem
@@ -80,12 +80,17 @@ class Store:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def last_valid(self) -> tuple[dict[str, Any], Path] | None:
+    @property
+    def fs(self) -> Fs:
+        """The disk."""
+        return self._fs
+
+    def last_valid(self, *, joined: bool = True) -> tuple[dict[str, Any], Path] | None:
         """Return the content and the path of the newest checkpoint that is whole.
 
         See `helios.trainer.store.reading.last_valid`.
         """
-        found = last_valid(self._fs, self.folder, self.save_name, self._broken)
+        found = last_valid(self._fs, self.folder, self.save_name, self._broken, joined=joined)
         if found is not None:
             self.newest = found[1].name
             self._verified.add(found[1].stem)
@@ -97,6 +102,7 @@ class Store:
         write: Callable[[Any], None],
         describe: Callable[[str, int, str, int], Manifest],
         check: Callable[[IO[bytes], int], None] = lambda file, size: None,
+        parts: Sequence[Part] = (),
     ) -> Manifest:
         """Commit a checkpoint, and then remove those that need not be kept.
 
@@ -105,6 +111,7 @@ class Store:
             write: writes the content into a file.
             describe: ``(file name, size, sha256, sequence) -> manifest``.
             check: ``(file, size)``: raises if what was written would be refused when it is read.
+            parts: what else belongs to it, written by the ranks; see `commit`.
 
         Returns:
             The manifest, once the checkpoint is on the disk.
@@ -128,6 +135,7 @@ class Store:
                 write,
                 lambda file, size, digest: describe(file, size, digest, self._sequence),
                 check,
+                parts,
             )
         except OSError as error:
             raise CheckpointError(
@@ -155,8 +163,9 @@ class Store:
             if not self._listed:  # a save or a removal failed: nobody knows how far it came
                 self._list()
             for stem in self._superfluous(self._retention, newest):
-                del self._manifests[stem]
-                remove(self._fs, self.folder, stem)
+                doomed = self._manifests.pop(stem)
+                names = [part.name for part in doomed.files]
+                remove(self._fs, self.folder, stem, names)
         except OSError as error:
             self._listed = False
             warnings.warn(

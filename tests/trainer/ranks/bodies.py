@@ -71,6 +71,12 @@ def is_killed(rank):
     several()
 
 
+def is_killed_on_rank_0(rank):
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    several()
+
+
 def is_killed_after_the_last_collective(rank):
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -154,20 +160,24 @@ def is_ended_by_native_code(rank):
 
 
 def cannot_say_what(rank):
-    class Silent(Exception):
+    class SilentError(Exception):
         def __str__(self):
             raise RuntimeError("no words")
 
     if rank == 1:
-        raise Silent
+        raise SilentError
     several()
+
+
+def note(failure):
+    sys.stdout.write(f"noted {failure.rank}\n")
 
 
 def run(case):
     """Join, agree once, and do what the case says."""
     with (
         joined(Rendezvous.from_environment(), CPU, TIMEOUT) as it,
-        guarded(it, describe=lambda: "update 7", log=lambda failure: print("logged", failure.rank)),
+        guarded(it, describe=lambda: "update 7", log=note),
     ):
         total()
         globals()[case](it.rank)
@@ -186,6 +196,88 @@ def both_raise():
     with joined(Rendezvous.from_environment(), CPU, TIMEOUT) as it, guarded(it):
         total()
         raise ValueError(f"words of rank {it.rank}")
+
+
+def host_and_die():
+    """Rank 0 hosts the store for all and takes it away, while all of them compute."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosts = os.environ["RANK"] == "0"
+    store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False) if hosts else None
+    with joined(Rendezvous.from_environment(), CPU, TIMEOUT) as it, guarded(it):
+        total()
+        total()
+        del store
+        wait_for_ever()
+
+
+def end_well():
+    """Agree on a sum, each rank at its own speed, and end."""
+    with joined(Rendezvous.from_environment(), CPU, TIMEOUT) as it, guarded(it):
+        torch.ones(200 * (1 + it.rank), 200) @ torch.ones(200, 200)
+        several()
+        return total(it.group)
+
+
+def join_twice():
+    """Fit twice in one process."""
+    return [end_well(), end_well()]
+
+
+def use_a_group_of_the_user():
+    """Fit twice in a group that lives on."""
+    dist.init_process_group("gloo")
+    sums = []
+    for _ in range(2):
+        with joined(None, CPU, TIMEOUT) as it, guarded(it):
+            sums.append(total(it.group))
+    return [*sums, total()]
+
+
+def fail_at_first(restarts):
+    """Fail until the ranks have been started again so often."""
+    with joined(Rendezvous.from_environment(), CPU, TIMEOUT) as it, guarded(it):
+        total()
+        if int(os.environ["TORCHELASTIC_RESTART_COUNT"]) < restarts and it.rank == 1:
+            blow_up()
+        return total()
+
+
+def leave_in_agreement():
+    """Leave by sys.exit(0) when all have agreed to end."""
+    with joined(Rendezvous.from_environment(), CPU, TIMEOUT) as it, guarded(it) as guard:
+        total()
+        guard.ended()
+        sys.exit(0)
+
+
+def fail_after_an_agreement():
+    """Fail on rank 1 when all have agreed to end."""
+    with joined(Rendezvous.from_environment(), CPU, TIMEOUT) as it, guarded(it) as guard:
+        total()
+        guard.ended()
+        if it.rank == 1:
+            blow_up()
+        sys.exit(0)
+
+
+def look_at_what_is_joined():
+    """Return what a rank is told of itself, and which groups are left behind."""
+    with joined(Rendezvous.from_environment(), CPU, TIMEOUT) as it:
+        told = [it.rank, it.local_rank, it.world_size, dist.get_backend(it.group)]
+    return [*told, dist.is_initialized()]
+
+
+def join_a_group_that_is_there():
+    """Give a rendezvous, where there is a group."""
+    dist.init_process_group("gloo")
+    with joined(Rendezvous.from_environment(), CPU, TIMEOUT):
+        pass
+
+
+def join_nothing():
+    """Give neither a rendezvous nor a group."""
+    with joined(None, CPU, TIMEOUT):
+        pass
 
 
 def raise_before_joining():

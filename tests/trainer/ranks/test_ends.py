@@ -83,7 +83,15 @@ def test_what_is_ended_by_force_is_never_the_first():
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), SystemExit(0)])
 def test_ranks_that_leave_are_followed(error):
     assert first(raised(0, error, status=130), returned(1)) is error
+    assert error.__cause__ is None
     assert not hasattr(error, "__notes__")
+
+
+@pytest.mark.parametrize("code", [1, "text"])
+def test_to_leave_with_a_status_of_failure_is_a_failure(code):
+    error = SystemExit(code)
+    assert not raised(0, error).is_stop
+    assert first(raised(0, error, 2.0), raised(1, RankError("gone", rank=0), 1.0)) is error
 
 
 def test_a_failure_goes_before_leaving():
