@@ -83,13 +83,30 @@ class Agreement:
         self._asked()  # a hook that asks within a window, and not any more at its end, has asked
         return is_last and self.ballot.carried() and self.after_event()
 
-    def after_event(self) -> bool:
-        """Tell whether to stop after an event that is no micro-batch."""
+    def after_event(self, *, in_window: bool = False) -> bool:
+        """Tell whether to stop after an event that is no micro-batch.
+
+        Args:
+            in_window: whether a window is open, as it can be at the end of an epoch. Each of
+                several ranks then has sums of its own, which no checkpoint holds: all go on to its
+                end.
+        """
+        if self._ranks.several and in_window:
+            self._asked()
+            return False
         if not self._ranks.several:
             return self._stop_asked()
         told = self._ranks.exchange([self._received(), self._asked()])
         self._leave([number for number, _ in told])
         return any(stop for _, stop in told)
+
+    def at_end(self) -> None:
+        """Take a signal that came to some rank since the last event as one of all ranks.
+
+        The run is over then, but what started the ranks is to see them end alike.
+        """
+        if self._ranks.several:
+            self._leave(self._ranks.exchange(self._received()))
 
     def of_first(self, value: Any) -> Any:
         """Return what rank 0 decided; the others' value is not looked at."""

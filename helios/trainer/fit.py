@@ -161,6 +161,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 pass
             if saver is not None:
                 saver.finish()
+            agreement.at_end()
         except Interrupted as reason:
             reporter.announce(f"The run was {reason}. {_left(loop)}")
         except BaseException as failure:

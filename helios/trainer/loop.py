@@ -276,7 +276,8 @@ class Loop:
     def _after(self, *, improved: bool = True) -> Outcome:
         """Answer an event that is no micro-batch; its time is not the micro-batches'."""
         self._clock = time.perf_counter()
-        return Outcome(improved=improved, stop=self._agreement.after_event())
+        stop = self._agreement.after_event(in_window=self.state.window_iter > 0)
+        return Outcome(improved=improved, stop=stop)
 
     def save_resumable(self) -> None:
         """After a failure, save the state that a run can go on from, if there is one.

@@ -31,6 +31,11 @@ import torch.distributed as dist
 
 ROOT = Path(__file__).parents[3]
 
+# torch looks up the name of every address it connects to, by DNS for those of IPv6; a lost answer
+# would cost seconds, and with them the timeouts of a test. It is read once, at the first look-up,
+# also in this process: it hosts the store.
+os.environ.setdefault("RES_OPTIONS", "attempts:0")
+
 
 class Outcome(msgspec.Struct, frozen=True):
     """How a rank ended.
@@ -183,9 +188,6 @@ def _ask(request: _Request) -> list[_Ended]:
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1",
-                # torch looks up the name of every address it connects to, by DNS for those of IPv6;
-                # a lost answer would cost seconds, and with them the timeouts of a test.
-                "RES_OPTIONS": "attempts:0",
             },
         )
         atexit.register(_zygote.communicate)
