@@ -17,8 +17,9 @@ types: .venv/dev
 tests: .venv/dev
 	$(BIN)/python -m pytest --doctest-modules -n 2 helios tests property_tests
 
-nightly: .venv/dev ## the laws with 10,000 examples each
+nightly: .venv/dev ## the laws with 10,000 examples each, and the long tables of ranks
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 property_tests
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 -m nightly tests
 
 torture: .venv/dev ## an hour of SIGKILLs, failing disks and hostile files; needs Linux
 	$(BIN)/python -m tests.torture --minutes $(or $(MINUTES),60) --report torture.md
