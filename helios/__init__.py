@@ -29,8 +29,8 @@ from helios.plugins import Plugin as Plugin
 from helios.trainer import Trainer as Trainer
 from helios.trainer import TrainingState as TrainingState
 from helios.trainer import TrainingUnit as TrainingUnit
-from helios.trainer.ranks.ddp import DDP as DDP
-from helios.trainer.ranks.fsdp import FSDP as FSDP
+from helios.trainer.ranks.options import DDP as DDP
+from helios.trainer.ranks.options import FSDP as FSDP
 from helios.trainer.replay import recorded_digests as recorded_digests
 from helios.trainer.replay import replay as replay
 from helios.trainer.reproduce import reproduce as reproduce

@@ -138,3 +138,9 @@ def test_the_package_is_typed():
 def test_importing_helios_imports_no_tensorboard():
     code = "import sys, helios; sys.exit('tensorboard' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_few_need_is_imported_when_they_need_it():
+    few = ["torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint"]
+    code = f"import sys, helios; sys.exit(any(name in sys.modules for name in {few}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

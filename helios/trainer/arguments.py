@@ -14,8 +14,7 @@ from helios.core.distributed import get_dist_info
 from helios.functional.state import TrainingUnit
 from helios.plugins import Plugin, PluginSet
 from helios.trainer.engine import PIECES
-from helios.trainer.ranks.ddp import DDP
-from helios.trainer.ranks.fsdp import FSDP
+from helios.trainer.ranks.options import DDP, FSDP
 from helios.trainer.store.retention import Retention
 
 

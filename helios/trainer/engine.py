@@ -17,13 +17,12 @@ from helios.functional.tree_sum import check_pieces
 from helios.model.model import Model
 from helios.trainer.agreement import Agreement
 from helios.trainer.ranks.ballot import Ballot
-from helios.trainer.ranks.ddp import DDP, DDPEngine
+from helios.trainer.ranks.ddp import DDPEngine
 from helios.trainer.ranks.equal import check_equal, checksum
 from helios.trainer.ranks.exchange import TreeExchange
-from helios.trainer.ranks.fsdp import FSDP, FSDPEngine, shard
 from helios.trainer.ranks.group import Ranks
-from helios.trainer.ranks.saving import RankSaver, ShardSaver
-from helios.trainer.ranks.sharding import ShardedBinding
+from helios.trainer.ranks.options import DDP, FSDP
+from helios.trainer.ranks.saving import RankSaver
 from helios.trainer.saving import Saver, Saves
 from helios.trainer.signals import Signals
 from helios.trainer.store import Store
@@ -107,6 +106,9 @@ class Division:
         if own_binding(model) is None:
             check_equal(self._ranks.exchange(checksum(model.parameters())), "after setup()")
             if isinstance(self._options, FSDP):
+                # Half a second that those who do not shard need not wait for.
+                from helios.trainer.ranks.wrapping import shard
+
                 shard(model, self._options)
 
     def agreement(self, stop_asked: Callable[[], bool], signals: Signals | None) -> Agreement:
@@ -130,8 +132,10 @@ class Division:
             rest: as for `Saver`, after its model.
             options: as for `Saver`.
         """
-        own = own_binding(model)
-        if isinstance(own, ShardedBinding):
+        if self.is_sharded:
+            from helios.trainer.ranks.shard_saver import ShardSaver
+
+            own: Any = own_binding(model)
             return ShardSaver(store, folder, self._ranks, own, model, *rest, **options)
         saver = None if store is None else Saver(store, model, *rest, **options)
         if self._ranks.several:
@@ -153,6 +157,8 @@ class Division:
 
         options, ranks = self._options, self._ranks
         if isinstance(options, FSDP):
+            from helios.trainer.ranks.fsdp import FSDPEngine
+
             return lambda binding, policy: FSDPEngine(binding, policy, ranks, ballot)
 
         def make(binding: Binding, policy: Policy) -> DDPEngine:

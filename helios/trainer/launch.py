@@ -21,10 +21,10 @@ from helios.functional.tree import place
 from helios.model.model import Model
 from helios.trainer import fit as fits
 from helios.trainer.ranks.board import Failure
-from helios.trainer.ranks.fsdp import FSDP
 from helios.trainer.ranks.group import Ranks
 from helios.trainer.ranks.guard import guarded
 from helios.trainer.ranks.join import joined
+from helios.trainer.ranks.options import FSDP
 from helios.trainer.ranks.rendezvous import Rendezvous
 from helios.trainer.ranks.spawn import spawn
 

@@ -16,8 +16,6 @@ from helios.functional.state import TrainingState
 from helios.model.model import Model
 from helios.trainer.fingerprint import lost_promises
 from helios.trainer.ranks.group import Ranks
-from helios.trainer.ranks.sharding import ShardedBinding
-from helios.trainer.ranks.shards import load
 from helios.trainer.saving import with_metrics
 from helios.trainer.store import Store, read_checkpoint, restore_state
 from helios.trainer.store.fs import OsFs
@@ -75,8 +73,10 @@ def resume(
         content: of the checkpoint.
         path: where it is; needed for a sharded model.
     """
-    own = own_binding(model)
-    if isinstance(own, ShardedBinding) and path is not None:
+    own: Any = own_binding(model)
+    if own is not None and path is not None:
+        from helios.trainer.ranks.shards import load
+
         content = load(OsFs(), path, content, fresh, own)
         state = restore_state(content, fresh)
         extra = {key: v for key, v in content["model"].items() if key not in own.names}

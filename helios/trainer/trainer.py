@@ -19,9 +19,8 @@ from helios.plugins import Plugin
 from helios.trainer import arguments as check
 from helios.trainer.engine import REDUCTIONS, Division
 from helios.trainer.launch import launch
-from helios.trainer.ranks.ddp import DDP
-from helios.trainer.ranks.fsdp import FSDP
 from helios.trainer.ranks.group import Ranks
+from helios.trainer.ranks.options import DDP, FSDP
 from helios.trainer.store import Retention
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ def lose_a_checkpoint() -> None:
 
 def forget_generators() -> None:
     """A resume leaves Python's and numpy's generators as they are."""
-    fits.rng_restorer = lambda content: lambda: None  # type: ignore[assignment]
+    fits.rng_restorer = lambda *content: lambda: None  # type: ignore[assignment]
 
 
 def drop_hooks() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import torch
 from msgspec.structs import replace
 
@@ -19,46 +17,8 @@ from helios.functional.streams import Streams
 from helios.functional.transformation import Tensors
 from helios.trainer.ranks.ballot import Ballot
 from helios.trainer.ranks.group import Ranks
+from helios.trainer.ranks.options import DDP
 from helios.trainer.ranks.reduction import Broadcast, Reduction, Sum, mixed_losses, reaches
-
-
-class DDP(msgspec.Struct, frozen=True):
-    """How gradients are added over ranks, by ``torch.nn.parallel.DistributedDataParallel``.
-
-    Args:
-        bucket_cap_mb: (optional) how many MiB of gradients travel together; by default 25.
-        find_unused_parameters: (optional) whether to look in every backward pass for parameters
-            that take no part in it. By default the first micro-batch tells; a parameter that is
-            left out later is then an error.
-        comm_hook: (optional) replaces the all-reduce of a bucket, as those of
-            ``torch.distributed.algorithms.ddp_comm_hooks`` do. It is given ``comm_state`` and the
-            bucket. What is 1-d in it has to arrive as its mean: stop requests travel in it.
-        comm_state: (optional) what the hook is given.
-
-    Raises:
-        ValueError: if an option has a wrong value.
-
-    Example:
-        >>> DDP(bucket_cap_mb=50).bucket_cap_mb
-        50
-    """
-
-    bucket_cap_mb: float | None = None
-    find_unused_parameters: bool | None = None
-    comm_hook: Callable[[Any, Any], Any] | None = None
-    comm_state: Any = None
-
-    def __post_init__(self) -> None:
-        """Check what was given."""
-        size, hook, unused = self.bucket_cap_mb, self.comm_hook, self.find_unused_parameters
-        if size is not None and (
-            isinstance(size, bool) or not isinstance(size, (int, float)) or not size > 0
-        ):
-            raise _value("bucket_cap_mb", size, "a number of MiB above 0, or None")
-        if unused is not None and not isinstance(unused, bool):
-            raise _value("find_unused_parameters", unused, "True, False or None")
-        if hook is not None and not callable(hook):
-            raise _value("comm_hook", hook, "a function of a state and a bucket, or None")
 
 
 class DDPEngine:
@@ -217,7 +177,3 @@ class DDPEngine:
 def _weight(loss: Loss, piece: Piece) -> Any:
     """Return the weight of a piece's loss; what is there for its shape alone has none."""
     return loss.weight if loss.weight is None or piece.count else loss.weight * 0
-
-
-def _value(name: str, received: Any, expected: str) -> ValueError:
-    return ValueError(f"{name}: received {received!r}; expected {expected}")

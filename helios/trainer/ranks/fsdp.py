@@ -21,9 +21,10 @@ from helios.functional.streams import Streams
 from helios.functional.transformation import Tensors
 from helios.trainer.ranks.ballot import Ballot
 from helios.trainer.ranks.group import Ranks
+from helios.trainer.ranks.options import FSDP
 from helios.trainer.ranks.reduction import Broadcast, mixed_losses
 from helios.trainer.ranks.sharding import ShardedBinding
-from helios.trainer.ranks.wrapping import FSDP, shard
+from helios.trainer.ranks.wrapping import shard
 
 __all__ = ["FSDP", "FSDPEngine", "shard"]
 

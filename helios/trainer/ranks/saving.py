@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from helios.core.rng import python_rng_state
-from helios.errors import CheckpointError, RankError
 from helios.functional.metrics import Metrics
 from helios.functional.state import Carry, TrainingState
 from helios.functional.tree import leaves
 from helios.trainer.agreement import packed
 from helios.trainer.ranks.equal import check_equal, checksum
 from helios.trainer.ranks.group import Ranks
-from helios.trainer.ranks.sharding import ShardedBinding
-from helios.trainer.ranks.shards import save
-from helios.trainer.saving import Saver, all_finite
-from helios.trainer.store import Store
-from helios.trainer.store.fs import OsFs
-from helios.trainer.store.guard import check_archive
-from helios.trainer.store.sharded import mark
+from helios.trainer.saving import Saver
 
 
 class RankSaver:
@@ -54,7 +45,7 @@ class RankSaver:
         carry = state.carry
         own: Metrics = carry.metrics if isinstance(carry, Carry) else {}
         parameters = leaves(carry.params) if isinstance(carry, Carry) else []
-        said = _Said.by_all(self._ranks, own, checksum(parameters))
+        said = Said.by_all(self._ranks, own, checksum(parameters))
         check_equal(said.checksums, f"after update {state.current_iteration}")
         self._ranks.together(lambda: self._save(state, said), "saving a checkpoint")
 
@@ -80,7 +71,7 @@ class RankSaver:
         """Wait until everything is on the disk."""
         self._ranks.together(self._finish, "saving the last checkpoint")
 
-    def _save(self, state: TrainingState, said: _Said) -> None:
+    def _save(self, state: TrainingState, said: Said) -> None:
         if self._saver is not None:
             self._saver(state, said.measured, said.drawn)
 
@@ -89,72 +80,7 @@ class RankSaver:
             self._saver.finish()
 
 
-class ShardSaver(Saver):
-    """Writes the checkpoints of a sharded model: every rank its rows, and rank 0 the rest.
-
-    Every rank has one, and calls the same at the same place.
-
-    Args:
-        store: where they go, on rank 0; None on the others.
-        folder: the folder of the store.
-        ranks: the ranks.
-        binding: of the model.
-        rest: as for `Saver`.
-        options: as for `Saver`.
-    """
-
-    def __init__(
-        self,
-        store: Store | None,
-        folder: Path,
-        ranks: Ranks,
-        binding: ShardedBinding,
-        *rest: Any,
-        **options: Any,
-    ) -> None:
-        super().__init__(store, *rest, **options)
-        self._folder = folder
-        self._ranks = ranks
-        self._binding = binding
-        self._fs = OsFs() if store is None else store.fs
-
-    def __call__(self, state: TrainingState, *_: Any) -> None:
-        """Write a checkpoint of ``state``; see `Saver`."""
-        carry = state.carry
-        own: Metrics = carry.metrics if isinstance(carry, Carry) else {}
-        said = _Said.by_all(self._ranks, own, 0)
-        super().__call__(state, said.measured, said.drawn)
-
-    def _model_content(self) -> dict[str, Any]:
-        names = self._binding.names
-        return {
-            key: mark(f"params/{names[key]}") if isinstance(value, DTensor) else value
-            for key, value in self._model.state_dict().items()
-        }
-
-    def _commit(self, name: str, content: dict[str, Any], score: Any) -> str:
-        finite = all(self._ranks.exchange(all_finite(content["carry"]["params"])))
-        try:
-            file = save(
-                self._store,
-                self._ranks,
-                self._fs,
-                self._folder,
-                name,
-                content,
-                self._binding,
-                torch.save,
-                self._describe(content, score, finite=finite),
-                check_archive,
-            )
-        except RankError as error:
-            if not self._tolerant:
-                raise
-            raise CheckpointError(str(error)) from error
-        return f"saved {file}"
-
-
-class _Said(NamedTuple):
+class Said(NamedTuple):
     """What belongs to a checkpoint and is each rank's own.
 
     Args:
@@ -168,7 +94,7 @@ class _Said(NamedTuple):
     drawn: list[dict[str, Any]] | None
 
     @classmethod
-    def by_all(cls, ranks: Ranks, own: Metrics, number: int) -> _Said:
+    def by_all(cls, ranks: Ranks, own: Metrics, number: int) -> Said:
         """Return what all ranks say, given the metrics and the checksum of this one."""
         generators = _generators()
         digest = hashlib.sha256(generators).digest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import torch
 import torch.distributed as dist
 from msgspec.structs import replace
@@ -17,68 +16,8 @@ from helios.errors import ModelError
 from helios.functional.binding import bind_by
 from helios.functional.loss import Objective
 from helios.trainer.ranks.elementwise import on_shards
+from helios.trainer.ranks.options import FSDP
 from helios.trainer.ranks.sharding import Root, ShardedBinding
-
-Wrap = tuple[type[nn.Module], ...] | Callable[[nn.Module], bool] | None
-
-
-class FSDP(msgspec.Struct, frozen=True):
-    """How a model is sharded over ranks, by ``torch.distributed.fsdp.fully_shard``.
-
-    Parameters, gradients, optimizer state and average lie on all ranks, each keeping some rows of
-    every parameter. Modules that are wrapped come together as a whole for their part of the forward
-    and backward pass; what is in none of them is together all the time between.
-
-    Args:
-        wrap: (optional) which modules are wrapped: classes of them, or a function that tells. Name
-            the repeated blocks of the model. By default none is, and the whole model comes together
-            at once.
-        reshard_after_forward: (optional) whether wrapped modules are taken apart between the
-            forward and the backward pass, for less memory and more traffic. By default they are,
-            and what is in none of them is not.
-        param_dtype: (optional) the dtype in which parameters come together and compute; by default
-            their own.
-        reduce_dtype: (optional) the dtype in which gradients are added over the ranks; by default
-            that of the computation.
-
-    Raises:
-        ValueError: if an option has a wrong value.
-
-    Example:
-        >>> FSDP(wrap=(nn.TransformerEncoderLayer,)).reshard_after_forward is None
-        True
-    """
-
-    wrap: Wrap = None
-    reshard_after_forward: bool | None = None
-    param_dtype: torch.dtype | None = None
-    reduce_dtype: torch.dtype | None = None
-
-    def __post_init__(self) -> None:
-        """Check what was given."""
-        wrap, after = self.wrap, self.reshard_after_forward
-        if isinstance(wrap, type) or not (
-            wrap is None
-            or callable(wrap)
-            or (isinstance(wrap, tuple) and wrap and all(map(_is_module, wrap)))
-        ):
-            raise _value("wrap", wrap, "a tuple of module classes, a function of a module, or None")
-        if after is not None and not isinstance(after, bool):
-            raise _value("reshard_after_forward", after, "True, False or None")
-        for name in ("param_dtype", "reduce_dtype"):
-            dtype = getattr(self, name)
-            if dtype is not None and not (
-                isinstance(dtype, torch.dtype) and dtype.is_floating_point
-            ):
-                raise _value(name, dtype, "a floating-point torch.dtype, or None")
-
-    def wraps(self, module: nn.Module) -> bool:
-        """Tell whether a module is to be wrapped."""
-        if self.wrap is None:
-            return False
-        if isinstance(self.wrap, tuple):
-            return isinstance(module, self.wrap)
-        return bool(self.wrap(module))
 
 
 def shard(
@@ -174,11 +113,3 @@ def _check_parameters(model: nn.Module, wrapped: list[nn.Module]) -> None:
                         "both come together in one module; expected one dtype in each wrapped "
                         "module. Change wrap= or the dtypes"
                     )
-
-
-def _is_module(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, nn.Module)
-
-
-def _value(name: str, received: Any, expected: str) -> ValueError:
-    return ValueError(f"{name}: received {received!r}; expected {expected}")

@@ -19,8 +19,9 @@ from helios.functional.serial import from_bytes, to_bytes
 from helios.functional.share import Shares
 from helios.functional.tree import first_difference, flatten
 from helios.trainer.ranks.ballot import Ballot
-from helios.trainer.ranks.ddp import DDP, DDPEngine
+from helios.trainer.ranks.ddp import DDPEngine
 from helios.trainer.ranks.group import Ranks
+from helios.trainer.ranks.options import DDP
 from tests import zoo
 from tests.trainer.ranks import world
 

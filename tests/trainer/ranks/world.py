@@ -202,7 +202,8 @@ def _serve() -> None:
     """Take requests from standard input, one a line, and answer each with how its ranks ended."""
 
     import helios
-    import helios.trainer.ranks
+    import helios.trainer.ranks.fsdp
+    import helios.trainer.ranks.shard_saver
 
     helios.optim.AdamW(lr=1e-2)  # torch imports its compiler here: seconds, once
     answers = os.dup(1)
