@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -109,8 +108,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             check_position(state, train.batches_per_epoch, content["plan"])
             take_up(train, content)
             trainer.say(f"Resuming training from checkpoint {path}", loggers.logger)
-            if ranks.is_first:
-                warn_of_lost_promises(content, environment_now)
+            warn_of_lost_promises(trainer, content, environment_now)
         reporter = _open_reporter(trainer, plan, state, loggers, stack, agreement)
         saver = None
         if trainer.chkpt_root is not None:
@@ -273,10 +271,9 @@ def make_plan(trainer: Trainer, train: EpochSource, valid: EpochSource | None) -
     """Return the calendar of a fit."""
     valid_frequency, early_stop_cycles = trainer.valid_frequency, trainer.early_stop_cycles
     if valid is None and valid_frequency is not None:
-        warnings.warn(
+        trainer.warn(
             "valid_frequency is given, but the datamodule has no validation set: there will be no "
-            "validation" + (", and no early stop" if early_stop_cycles else ""),
-            stacklevel=2,
+            "validation" + (", and no early stop" if early_stop_cycles else "")
         )
         valid_frequency = early_stop_cycles = None
     total = trainer.total_steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,10 +84,9 @@ def resume(
         state = restore_state(content, fresh)
         load_weights(model, content)
     if trainer.random_seed is not None and trainer.random_seed != state.seed:
-        warnings.warn(
+        trainer.warn(
             f"random_seed: received {trainer.random_seed}; the checkpoint's run has {state.seed} "
-            "and goes on with it. Use another save_name to begin a run with another seed.",
-            stacklevel=2,
+            "and goes on with it. Use another save_name to begin a run with another seed."
         )
     for name, plugin in trainer.plugins.items():
         if name in content["plugins"]:
@@ -181,12 +179,11 @@ def last_content(
     return found or (None, None)
 
 
-def warn_of_lost_promises(content: dict[str, Any], now: dict[str, Any]) -> None:
+def warn_of_lost_promises(trainer: Trainer, content: dict[str, Any], now: dict[str, Any]) -> None:
     """Warn if what the bits of a run depend on is not what it was at a checkpoint."""
     lost = lost_promises(content["fingerprint"], now)
     if lost is not None:
-        warnings.warn(
+        trainer.warn(
             f"the environment is not that of the checkpoint: {lost}. The run goes on, but it is "
-            "not promised to have the bits of an uninterrupted one.",
-            stacklevel=2,
+            "not promised to have the bits of an uninterrupted one."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -351,6 +352,11 @@ class Trainer:
         sys.stdout.flush()
         if logger is not None:
             logger.info(message)
+
+    def warn(self, message: str) -> None:
+        """Warn on rank 0."""
+        if self.ranks.is_first:
+            warnings.warn(message, stacklevel=4)
 
     def whereabouts(self) -> str:
         """Say in words where the run in progress is."""
