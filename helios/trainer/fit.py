@@ -221,9 +221,11 @@ def _left(loop: Loop) -> str:
 
 def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
     """Run the test set through a model, with the weights of its last checkpoint."""
-    with session(trainer, model, datamodule, fast_init=True), contextlib.ExitStack() as stack:
+    division = trainer.division()
+    # What a sharded state looks like is known from a whole model alone, optimizer included.
+    fast_init = not division.is_sharded
+    with session(trainer, model, datamodule, fast_init=fast_init), contextlib.ExitStack() as stack:
         hooks = Hooks(trainer.plugins, model)
-        division = trainer.division()
         division.prepare(model)
         agreement = division.agreement(hooks.stop_asked, None)
         content, path = content_of_all(trainer, model)

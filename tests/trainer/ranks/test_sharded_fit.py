@@ -72,6 +72,32 @@ def fit(root, steps, sharded, dropout, ranks):
     return [*losses, trainer.state.current_iteration]
 
 
+class Lean(Deep):
+    """Makes no optimizer where only weights are needed."""
+
+    def setup(self, fast_init=False):
+        super().setup()
+        if fast_init:
+            self.optimizer = None
+
+
+def only_test(root, sharded):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(23, 3, generator=generator).double()
+    data = helios.data.from_datasets(test=(x, x[:, :1]), batch_size=6)
+    trainer = helios.Trainer(
+        total_steps=1,
+        chkpt_root=Path(root),
+        parallel=helios.FSDP() if sharded else None,
+        use_cpu=True,
+        print_banner=False,
+        rank_timeout=20,
+    )
+    model = Lean()
+    assert trainer.test(model, data)
+    return model.test_metrics["loss"]
+
+
 def on(ranks, root, steps, sharded=True, dropout=0.0):
     root.mkdir(exist_ok=True)
     outcomes = world.run(fit, ranks, args=(str(root), steps, sharded, dropout, ranks))
@@ -106,6 +132,14 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path):
         told = on(3, tmp_path / "parts", steps, dropout=0.3)
     assert told == whole
     assert first_difference(last(tmp_path / "parts"), last(tmp_path / "whole")) is None
+
+
+def test_a_checkpoint_is_tested_by_any_number_of_ranks(tmp_path):
+    on(2, tmp_path / "a", 4)
+    [one] = world.values(world.run(only_test, 1, args=(str(tmp_path / "a"), False)))
+    for ranks in (2, 3):
+        for loss in world.values(world.run(only_test, ranks, args=(str(tmp_path / "a"), True))):
+            assert loss == pytest.approx(one, rel=1e-12)
 
 
 def test_one_process_reads_whole_tensors(tmp_path):
