@@ -94,6 +94,27 @@ class Adversarial(helios.Model):
         return F.softplus(-self.discriminator(self.generator(torch.randn(len(batch), 2)))).mean()
 
 
+class Game(helios.Model):
+    """Two objectives with a module each."""
+
+    def setup(self, fast_init=False):
+        self.one, self.two = nn.Linear(3, 1).double(), nn.Linear(1, 1).double()
+        self.rules = helios.optim.Adam(lr=1e-2), helios.optim.SGD(lr=2e-2)
+
+    def objectives(self):
+        first, second = self.rules
+        return [
+            helios.Objective("first", self.first, first, (self.one,)),
+            helios.Objective("second", self.second, second, (self.two,)),
+        ]
+
+    def first(self, batch):
+        return self.two(self.one(batch[0])).square().mean()
+
+    def second(self, batch):
+        return (self.two(self.one(batch[0])) - batch[1]).square().mean()
+
+
 class Augmented(torch.utils.data.Dataset):
     """Samples that draw from torch, ``random`` and numpy every time they are read."""
 

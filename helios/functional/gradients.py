@@ -188,7 +188,7 @@ def differentiate(
     finally:
         for leaf in leaves:
             leaf.grad = None
-    return _without_graph(loss), grads
+    return without_graph(loss), grads
 
 
 class FuncEngine:
@@ -242,7 +242,7 @@ class FuncEngine:
         for name, earlier in window.grads.items():
             grads[name] = earlier + grads[name]
         return Gradients(
-            _without_graph(loss), grads, params, {n: t.detach() for n, t in after.items()}
+            without_graph(loss), grads, params, {n: t.detach() for n, t in after.items()}
         )
 
 
@@ -259,7 +259,8 @@ class _WithBuffers(nn.Module):
         return loss, dict(self.inner.named_buffers())
 
 
-def _without_graph(loss: Loss) -> Loss:
+def without_graph(loss: Loss) -> Loss:
+    """Return a loss that holds no graph."""
     weight = loss.weight
     if isinstance(weight, torch.Tensor):
         weight = weight.detach()

@@ -91,12 +91,12 @@ class Agreement:
                 several ranks then has sums of its own, which no checkpoint holds: all go on to its
                 end.
         """
-        if self._ranks.several and in_window:
-            self._asked()
-            return False
         if not self._ranks.several:
             return self._stop_asked()
-        told = self._ranks.exchange([self._received(), self._asked()])
+        asked = self._asked()
+        if in_window:
+            return False
+        told = self._ranks.exchange([self._received(), asked])
         self._leave([number for number, _ in told])
         return any(stop for _, stop in told)
 

@@ -190,7 +190,7 @@ def _work(
     if rank > 0:
         return None
     # Of a sharded model rank 0 has a part alone, and all of it need not fit into one process.
-    whole = trainer.loop is not None and own_binding(model) is None
-    state = to_bytes(trainer.loop.state) if whole and trainer.loop is not None else None
+    has_whole = trainer.loop is not None and own_binding(model) is None
+    state = to_bytes(trainer.state) if has_whole else None
     result = _Result(state, model.valid_metrics, model.test_metrics, model.best_score)
     return msgspec.msgpack.encode(result)

@@ -75,12 +75,8 @@ class Signals:
         number = self._received
         if number is None:
             return
-        handler = self._before.get(number)
-        if callable(handler) and handler is not signal.default_int_handler:
-            handler(number, None)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + number)
+        call_user(self._before, number)
+        raise stop_by(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
@@ -109,6 +105,18 @@ def handled(numbers: list[int], handler: Callable[[int, FrameType | None], Any])
         if signal.getsignal(number) not in (None, signal.SIG_IGN):
             before[number] = signal.signal(number, handler)
     return before
+
+
+def call_user(before: Handlers, number: int) -> None:
+    """Call the handler that a user had set for a signal, if there is one."""
+    handler = before.get(number)
+    if callable(handler) and handler is not signal.default_int_handler:
+        handler(number, None)
+
+
+def stop_by(number: int) -> BaseException:
+    """Return what ends a process as a signal does by convention."""
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def _at_once() -> _Handler:

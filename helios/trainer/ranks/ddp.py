@@ -18,7 +18,14 @@ from helios.functional.transformation import Tensors
 from helios.trainer.ranks.ballot import Ballot
 from helios.trainer.ranks.group import Ranks
 from helios.trainer.ranks.options import DDP
-from helios.trainer.ranks.reduction import Broadcast, Reduction, Sum, mixed_losses, reaches
+from helios.trainer.ranks.reduction import (
+    Broadcast,
+    Reduction,
+    Sum,
+    counting,
+    mixed_losses,
+    reaches,
+)
 
 
 class DDPEngine:
@@ -103,7 +110,7 @@ class DDPEngine:
             weight = None
             if loss.weight is not None:
                 known = self._before.pop(objective.name, 0)
-                numbers = (window.weight, known, _weight(loss, piece))
+                numbers = (window.weight, known, counting(loss, piece).weight)
                 weight = Sum(numbers, total.device)
             started.extend((reduction, sent, weight))
             flag = (window.total + loss.total.detach()) * 0
@@ -123,13 +130,14 @@ class DDPEngine:
         )
         self._streams.end()
         counted = loss_metrics(objective.metric, loss, piece.count) if piece.count else {}
-        loss = replace(loss, weight=_weight(loss, piece))
+        loss = counting(loss, piece)
+        params = binding.parameters_after(params) if binding.frozen else params
         if not turn.update:
-            return Gradients(loss, grads, *self._held(params, buffers), counted)
+            buffers = binding.buffers(buffers) if buffers else buffers
+            return Gradients(loss, grads, params, buffers, counted)
         reduction, sent, weight = started
         votes, flag = reduction.finish(trained)
         self._ballot.count(votes)
-        params, buffers = self._held(params, buffers)
         if sent is not None:
             buffers = sent.finish()
         # What is not finite on one rank is not finite on all.
@@ -141,13 +149,6 @@ class DDPEngine:
         """Let go of the process group, before it is left."""
         while self._reductions:
             self._reductions.popitem()[1][0].close()
-
-    def _held(self, params: Tensors, buffers: Tensors) -> tuple[Tensors, Tensors]:
-        binding = self._binding
-        return (
-            binding.parameters_after(params) if binding.frozen else params,
-            binding.buffers(buffers) if buffers else buffers,
-        )
 
     def _reduction(
         self, objective: Objective, trained: tuple[str, ...], loss: Loss, total: torch.Tensor
@@ -172,8 +173,3 @@ class DDPEngine:
         if is_sum != was_sum:
             raise mixed_losses(objective.name)
         return reduction
-
-
-def _weight(loss: Loss, piece: Piece) -> Any:
-    """Return the weight of a piece's loss; what is there for its shape alone has none."""
-    return loss.weight if loss.weight is None or piece.count else loss.weight * 0

@@ -8,7 +8,7 @@ import msgspec
 
 from helios.errors import RankError
 from helios.trainer.ranks.child import UNGUARDED, unguarded
-from helios.trainer.ranks.forward import stop_by
+from helios.trainer.signals import stop_by
 
 
 class RankTraceback(Exception):  # noqa: N818 - it is the cause of an error, and none itself

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
 
-from helios.trainer.signals import Handlers, handled, stopping
+from helios.trainer.signals import Handlers, call_user, handled, stop_by, stopping
 
 
 class Forwarding:
@@ -58,12 +58,8 @@ class Forwarding:
 
     def call_user(self) -> None:
         """Call the handler of the user's own for the first signal, if there is one."""
-        number = self.received
-        if number is None:
-            return
-        handler = self._before.get(number)
-        if callable(handler) and handler is not signal.default_int_handler:
-            handler(number, None)
+        if self.received is not None:
+            call_user(self._before, self.received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._pending.append(number)
@@ -93,11 +89,6 @@ def release() -> None:
     """Let the signals through that `held` has held back from this process."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers())
-
-
-def stop_by(number: int) -> BaseException:
-    """Return what ends a process as a signal does by convention."""
-    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def is_suspend(number: int) -> bool:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from helios.errors import ModelError
 from helios.functional import accumulate
 from helios.functional.binding import Binding
-from helios.functional.gradients import Gradients, Turn
+from helios.functional.gradients import Gradients, Turn, without_graph
 from helios.functional.loss import Loss, Objective, check_differentiable, loss_metrics, read_loss
 from helios.functional.precision import Policy
 from helios.functional.share import Piece
@@ -22,7 +22,7 @@ from helios.functional.transformation import Tensors
 from helios.trainer.ranks.ballot import Ballot
 from helios.trainer.ranks.group import Ranks
 from helios.trainer.ranks.options import FSDP
-from helios.trainer.ranks.reduction import Broadcast, mixed_losses
+from helios.trainer.ranks.reduction import Broadcast, counting, mixed_losses
 from helios.trainer.ranks.sharding import ShardedBinding
 from helios.trainer.ranks.wrapping import shard
 
@@ -115,12 +115,7 @@ class FSDPEngine:
         self._streams.end()
         reached = self._reached_so_far(objective.name, turn, window, reached & {*trained})
         counted = loss_metrics(objective.metric, loss, piece.count) if piece.count else {}
-        weight = loss.weight
-        if weight is not None and not piece.count:
-            weight = weight * 0
-        if isinstance(weight, torch.Tensor):
-            weight = weight.detach()
-        loss = Loss(loss.total.detach(), weight, loss.metrics)
+        loss = counting(without_graph(loss), piece)
         if binding.frozen:
             params = binding.parameters_after(params)
         if not turn.update:

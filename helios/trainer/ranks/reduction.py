@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from msgspec.structs import replace
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from helios.errors import LossError, ModelError
+from helios.functional.loss import Loss
+from helios.functional.share import Piece
 from helios.functional.transformation import Tensors
 
 
@@ -192,12 +195,11 @@ class Sum:
         self._total = torch.zeros((), dtype=torch.float64, device=device)
         for number in numbers:
             self._total += number.detach() if isinstance(number, torch.Tensor) else number
-        self._work = dist.all_reduce(self._total, async_op=True)
+        self._work: Any = dist.all_reduce(self._total, async_op=True)
 
     def finish(self) -> torch.Tensor:
         """Return f64[], the sum over all ranks."""
-        if self._work is not None:
-            self._work.wait()
+        self._work.wait()
         return self._total
 
 
@@ -214,6 +216,13 @@ def reaches(total: torch.Tensor, leaves: Sequence[nn.Parameter]) -> bool:
         wanted.discard(id(getattr(node, "variable", None)))
         waiting.extend(following for following, _ in node.next_functions)
     return not wanted
+
+
+def counting(loss: Loss, piece: Piece) -> Loss:
+    """Return the loss of a piece as it counts: what is there for its shape alone has no weight."""
+    if loss.weight is None or piece.count:
+        return loss
+    return replace(loss, weight=loss.weight * 0)
 
 
 def mixed_losses(name: str) -> LossError:

@@ -43,9 +43,8 @@ class RankSaver:
             RankError: if the ranks have drifted apart.
         """
         carry = state.carry
-        own: Metrics = carry.metrics if isinstance(carry, Carry) else {}
         parameters = leaves(carry.params) if isinstance(carry, Carry) else []
-        said = Said.by_all(self._ranks, own, checksum(parameters))
+        said = Said.by_all(self._ranks, state, checksum(parameters))
         check_equal(said.checksums, f"after update {state.current_iteration}")
         self._ranks.together(lambda: self._save(state, said), "saving a checkpoint")
 
@@ -94,8 +93,10 @@ class Said(NamedTuple):
     drawn: list[dict[str, Any]] | None
 
     @classmethod
-    def by_all(cls, ranks: Ranks, own: Metrics, number: int) -> Said:
-        """Return what all ranks say, given the metrics and the checksum of this one."""
+    def by_all(cls, ranks: Ranks, state: TrainingState, number: int = 0) -> Said:
+        """Return what all ranks say, given the state and the checksum of this one."""
+        carry = state.carry
+        own: Metrics = carry.metrics if isinstance(carry, Carry) else {}
         generators = _generators()
         digest = hashlib.sha256(generators).digest()
         told = ranks.exchange([number, *packed([own]), digest])

@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from helios.errors import CheckpointError, RankError
-from helios.functional.metrics import Metrics
-from helios.functional.state import Carry, TrainingState
+from helios.functional.state import TrainingState
 from helios.trainer.ranks.group import Ranks
 from helios.trainer.ranks.saving import Said
 from helios.trainer.ranks.sharding import ShardedBinding
-from helios.trainer.ranks.shards import save
+from helios.trainer.ranks.shards import save, without_weights
 from helios.trainer.saving import Saver, all_finite
 from helios.trainer.store import Store
 from helios.trainer.store.fs import OsFs
 from helios.trainer.store.guard import check_archive
-from helios.trainer.store.sharded import mark
 
 
 class ShardSaver(Saver):
@@ -53,17 +50,11 @@ class ShardSaver(Saver):
 
     def __call__(self, state: TrainingState, *_: Any) -> None:
         """Write a checkpoint of ``state``; see `Saver`."""
-        carry = state.carry
-        own: Metrics = carry.metrics if isinstance(carry, Carry) else {}
-        said = Said.by_all(self._ranks, own, 0)
+        said = Said.by_all(self._ranks, state)
         super().__call__(state, said.measured, said.drawn)
 
     def _model_content(self) -> dict[str, Any]:
-        names = self._binding.names
-        return {
-            key: mark(f"params/{names[key]}") if isinstance(value, DTensor) else value
-            for key, value in self._model.state_dict().items()
-        }
+        return without_weights(self._model.state_dict(), self._binding)
 
     def _commit(self, name: str, content: dict[str, Any], score: Any) -> str:
         finite = all(self._ranks.exchange(all_finite(content["carry"]["params"])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,11 +73,16 @@ def _split(
 
     rest = {**content, "carry": _each(carry, take)}
     if "model" in content:
-        rest["model"] = {
-            key: mark(f"params/{binding.names[key]}") if isinstance(value, DTensor) else value
-            for key, value in content["model"].items()
-        }
+        rest["model"] = without_weights(content["model"], binding)
     return rest, shards
+
+
+def without_weights(state_dict: Mapping[str, Any], binding: ShardedBinding) -> dict[str, Any]:
+    """Return the ``state_dict`` of a sharded model with markers for what the carry has too."""
+    return {
+        key: mark(f"params/{binding.names[key]}") if isinstance(value, DTensor) else value
+        for key, value in state_dict.items()
+    }
 
 
 def save(

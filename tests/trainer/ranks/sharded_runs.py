@@ -19,6 +19,7 @@ from helios.functional.tree import flatten
 from helios.trainer.ranks.ballot import Ballot
 from helios.trainer.ranks.fsdp import FSDP, FSDPEngine, shard
 from helios.trainer.ranks.group import Ranks
+from tests import zoo
 
 SIZES = [7, 12, 1, 5, 9, 3, 16, 2, 8, 11, 6, 4]
 """Samples of the micro-batches; some leave ranks with nothing but padding."""
@@ -82,27 +83,6 @@ class Tied(Mean):
         self.net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Linear(3, 1))
         self.net.double()
         self.net[2].weight = self.net[0].weight
-
-
-class Game(helios.Model):
-    """Two objectives with a module each."""
-
-    def setup(self, fast_init=False):
-        self.one, self.two = nn.Linear(3, 1).double(), nn.Linear(1, 1).double()
-        self.rules = helios.optim.Adam(lr=1e-2), helios.optim.SGD(lr=2e-2)
-
-    def objectives(self):
-        first, second = self.rules
-        return [
-            helios.Objective("first", self.first, first, (self.one,)),
-            helios.Objective("second", self.second, second, (self.two,)),
-        ]
-
-    def first(self, batch):
-        return self.two(self.one(batch[0])).square().mean()
-
-    def second(self, batch):
-        return (self.two(self.one(batch[0])) - batch[1]).square().mean()
 
 
 class Lazy(Mean):
@@ -170,7 +150,9 @@ class PoisonedGradient(Mean):
         return loss, metrics
 
 
-MODELS = {c.__name__: c for c in (Mean, Weighted, Dropped, Clipped, ClippedByMaximum, Tied, Game)}
+MODELS = {
+    c.__name__: c for c in (Mean, Weighted, Dropped, Clipped, ClippedByMaximum, Tied, zoo.Game)
+}
 MODELS |= {c.__name__: c for c in (Lazy, LazyByRank, Frozen, Float, Scaled)}
 MODELS |= {c.__name__: c for c in (PoisonedLoss, PoisonedGradient)}
 

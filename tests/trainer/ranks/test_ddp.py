@@ -72,27 +72,6 @@ class Poisoned(Mean):
         return loss, metrics
 
 
-class Game(helios.Model):
-    """Two objectives with a module each."""
-
-    def setup(self, fast_init=False):
-        self.one, self.two = nn.Linear(3, 1).double(), nn.Linear(1, 1).double()
-        self.rules = helios.optim.Adam(lr=1e-2), helios.optim.SGD(lr=2e-2)
-
-    def objectives(self):
-        first, second = self.rules
-        return [
-            helios.Objective("first", self.first, first, (self.one,)),
-            helios.Objective("second", self.second, second, (self.two,)),
-        ]
-
-    def first(self, batch):
-        return self.two(self.one(batch[0])).square().mean()
-
-    def second(self, batch):
-        return (self.two(self.one(batch[0])) - batch[1]).square().mean()
-
-
 class Lazy(Mean):
     """One layer takes part from a micro-batch on, or never."""
 
@@ -124,7 +103,7 @@ class LazyByRank(Lazy):
 
 MODELS = {
     c.__name__: c
-    for c in (Mean, Weighted, Noisy, Summed, Lazy, LazyLater, LazyByRank, Poisoned, Game)
+    for c in (Mean, Weighted, Noisy, Summed, Lazy, LazyLater, LazyByRank, Poisoned, zoo.Game)
 }
 
 
