@@ -7,30 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.optim import optimizer as watched
 
 from helios.errors import StateMismatchError
 from helios.functional.transformation import Tensors
+from helios.optim.forms import FORMS, Function
 from helios.optim.slots import Build, trainable
 
 OptState = dict[str, Any]
 
 _data_ptr = torch.Tensor.data_ptr
 
-ELEMENTWISE = frozenset(
-    {
-        torch.optim.SGD,
-        torch.optim.Adam,
-        torch.optim.AdamW,
-        torch.optim.Adagrad,
-        torch.optim.RMSprop,
-        torch.optim.NAdam,
-        torch.optim.RAdam,
-        torch.optim.Adamax,
-        torch.optim.Adadelta,
-        torch.optim.Rprop,
-        torch.optim.ASGD,
-    }
-)
+ELEMENTWISE = FORMS.keys()
 """Classes to which the strides of a gradient do not matter, unless ``fused``."""
 
 
@@ -68,6 +56,7 @@ class Binding:
         fused = bool(self._group.get("fused"))
         self._elementwise = type(self._optimizer) in ELEMENTWISE and not fused
         self._pending: dict[str, frozenset[str]] = {}
+        self._direct: tuple[Function, list[list[Any]], dict[str, Any]] | None = None
         self._bind_slots()
 
     def _bind_slots(self) -> None:
@@ -100,9 +89,10 @@ class Binding:
         """
         if lr is not None:
             self._group["lr"] = lr
+        whole = self._elementwise and list(grads) == self._paths
         try:
-            if self._elementwise and list(grads) == self._paths:
-                # The common case: nothing to look up.
+            if whole:
+                # The common case: nothing to look up. Assigning checks what is assigned.
                 for leaf, grad in zip(self._in_order, grads.values(), strict=True):
                     leaf.grad = grad
             else:
@@ -110,14 +100,32 @@ class Binding:
         except (AttributeError, KeyError, RuntimeError, TypeError):
             self._check(grads)
             raise
-        if self._pending:
-            self._start(grads)
-        self._optimizer.step()
+        if whole and not self._pending and not _observed():
+            self._call(list(grads.values()), lr)
+        else:
+            if self._pending:
+                self._start(grads)
+            self._optimizer.step()
         # Gradients are not kept alive over the next forward.
         for leaf in self._in_order:
             leaf.grad = None
         self._opt_state["count"] += 1
         return self._params, self._opt_state
+
+    def _call(self, grads: list[torch.Tensor], lr: Any) -> None:
+        """Do what ``step()`` does, with lists that are gathered once."""
+        if self._direct is None:
+            form = FORMS[type(self._optimizer)]
+            options = form.options(self._group)
+            if "has_complex" in form.takes:
+                options["has_complex"] = any(map(torch.is_complex, self._in_order))
+            lists = form.lists([self._slots[path] for path in self._paths])
+            self._direct = form.function, lists, options
+        function, lists, options = self._direct
+        if lr is not None and "lr" in options:
+            options["lr"] = lr
+        with torch.no_grad():
+            function(self._in_order, grads, *lists, **options)
 
     def _take(self, grads: Tensors) -> None:
         for path, grad in grads.items():
@@ -157,6 +165,15 @@ class Binding:
                     f"grads[{path!r}]: received {_kind(grad)}; expected that of the parameter, "
                     f"{_kind(leaf)}"
                 )
+
+
+def _observed() -> bool:
+    """Tell whether somebody watches ``Optimizer.step``: a hook on all optimizers, or a profiler."""
+    return bool(
+        watched._global_optimizer_pre_hooks
+        or watched._global_optimizer_post_hooks
+        or torch._C._autograd._profiler_enabled()
+    )
 
 
 def _laid_out(grad: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
