@@ -35,10 +35,7 @@ class TensorBatches(torch.utils.data.Dataset[Any]):
     Law: a cut batch is the collated one (``tests/data/test_tensor_batches.py``).
 
     Args:
-        dataset: a dataset for which `can_be_cut` holds.
-
-    Raises:
-        DataError: if it is made of anything else than tensors.
+        dataset: a dataset for which `can_be_cut` holds; fetching from any other is a `DataError`.
 
     Attributes:
         device: where tensors of indices are wanted.
@@ -48,17 +45,22 @@ class TensorBatches(torch.utils.data.Dataset[Any]):
         self.dataset = dataset
         self.device = _device_of(dataset)
         self._epoch: int | None = None
-        self.read()
 
-    def read(self) -> None:
-        """Look at what the dataset is made of now."""
+    def begin(self) -> None:
+        """Begin an iteration: the next batch looks anew at what the dataset is made of."""
+        self._epoch = None
+
+    def _read(self, epoch: int) -> None:
         cut = _cut_of(self.dataset, self.device)
         if cut is None:
             raise DataError(
                 f"TensorBatches: received a {type(self.dataset).__name__}; expected tensors, or "
                 "datasets of torch that are made of nothing else"
             )
-        self._cut, self._size = cut, len(self.dataset)
+        self._cut, self._size, self._epoch = cut, len(self.dataset), epoch
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.dataset,)  # what cuts holds the tensors, and is made anew
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -74,8 +76,7 @@ class TensorBatches(torch.utils.data.Dataset[Any]):
         with Naming(epoch) as naming:
             naming.index = indices
             if epoch != self._epoch:
-                self.read()
-                self._epoch = epoch
+                self._read(epoch)
             if type(indices) is list:
                 index = torch.tensor(indices, dtype=torch.int64)
                 return self._cut(_counted(index, self._size).to(self.device))

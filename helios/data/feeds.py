@@ -175,7 +175,7 @@ class IndexedFeed(WorkerFeed):
         dataset = loader.dataset
         if type(dataset) is not TensorBatches or loader.collate_fn is not as_it_is:
             return super().iterate()
-        dataset.read()
+        dataset.begin()
         batches = map(dataset.__getitems__, self.plan)
         return map(pinned, batches) if loader.pin_memory else batches
 

@@ -1,4 +1,6 @@
+import copy
 import gc
+import pickle
 
 import numpy as np
 import pytest
@@ -185,7 +187,7 @@ def test_an_index_out_of_range_is_named(name, indices):
 
 def test_anything_else_than_tensors_is_refused():
     with pytest.raises(DataError, match="received a list; expected tensors"):
-        TensorBatches([1, 2])
+        TensorBatches([1, 2]).__getitems__(BatchIndices(0, [0]))
 
 
 def test_what_is_changed_between_epochs_counts():
@@ -195,6 +197,15 @@ def test_what_is_changed_between_epochs_counts():
     dataset.indices[:] = [5, 4]
     dataset.dataset.tensors = (torch.arange(10, 19),)
     assert [batch[0].tolist() for batch in source.open(0)] == [[15, 14]]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_cuts_tensors_of_its_own(copied):
+    whole = TensorBatches(TensorDataset(torch.zeros(3)))
+    whole.__getitems__(BatchIndices(0, [0]))
+    other = copied(whole)
+    whole.dataset.tensors[0].fill_(1)
+    assert other.__getitems__(BatchIndices(0, [0]))[0].tolist() == [0]
 
 
 def test_a_source_begins_no_iteration_of_the_loader():
