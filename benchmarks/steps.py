@@ -1,0 +1,163 @@
+"""What an update costs: helios, the hand-written loop and other libraries, in turns.
+
+    python -m benchmarks steps [--workloads mlp deep] [--contestants helios lightning]
+        [--settings bare full] [--rounds 20] [--quick]
+
+See docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import document, machine
+from benchmarks.agreement import disagreement
+from benchmarks.contestants import BASELINE, CONTESTANTS, SAVE_EVERY, Contestant
+from benchmarks.paired import paired
+from benchmarks.rounds import Run, stamp, take_turns
+from benchmarks.turns import Cadence
+from benchmarks.workloads import WORKLOADS, Workload
+
+SETTINGS = ("bare", "full")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what can be chosen."""
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=[*CONTESTANTS])
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=[*WORKLOADS])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
+
+
+def cadence(workload: Workload, full: bool, rounds: int, quick: bool) -> Cadence:
+    """Return how the updates of a run are divided.
+
+    A turn of the full setting is as long as it is from one checkpoint to the next, and has one in
+    its middle. Such turns are long, so there are fewer of them.
+    """
+    if quick:
+        # With everything on, up to the first checkpoint.
+        return Cadence(SAVE_EVERY, 2, 0, 5) if full else Cadence(20, 2, 2, 5)
+    if full:
+        return Cadence(SAVE_EVERY // 2, max(rounds // 4, 2), 0, SAVE_EVERY)
+    return Cadence(30, rounds, 5, workload.steps)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure what was chosen, and return the figures."""
+    chosen = [CONTESTANTS[n] for n in dict.fromkeys([BASELINE, *arguments.contestants])]
+    why = {c.name: c.missing() for c in chosen}
+    for name, reason in why.items():
+        if reason is not None:
+            print(f"{stamp()}  {name} takes no part: {reason}", flush=True)
+    present = [c for c in chosen if why[c.name] is None]
+    results: dict[str, Any] = {
+        "machine": machine.describe(),
+        "versions": machine.versions(present),
+        "absent": {name: reason for name, reason in why.items() if reason is not None},
+        "settings": {},
+    }
+    for setting in arguments.settings:
+        into = results["settings"][setting] = {}
+        for name in arguments.workloads:
+            pace = cadence(WORKLOADS[name], setting == "full", arguments.rounds, arguments.quick)
+            into[name] = one(present, name, setting, pace)
+    return results
+
+
+def one(contestants: Sequence[Contestant], workload: str, setting: str, pace: Cadence) -> Any:
+    """Measure all contestants on one workload, in one setting."""
+    where = f"{setting}, {workload}"
+
+    def progress(message: str) -> None:
+        print(f"{stamp()}  {where}: {message}", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="helios-benchmark-") as folder:
+        runs = take_turns(contestants, workload, setting == "full", pace, Path(folder), progress)
+        baseline = runs[BASELINE]
+        if baseline.failure is not None:
+            raise SystemExit(f"{where}: the baseline failed: {baseline.failure}")
+        found: dict[str, Any] = {"cadence": pace.as_dict(), "contestants": {}}
+        for contestant in contestants:
+            run = runs[contestant.name]
+            figures = _figures(contestant, run, baseline, setting == "full", pace)
+            found["contestants"][contestant.name] = figures
+            progress(f"{contestant.name}: {_brief(figures)}")
+    return found
+
+
+def _figures(
+    contestant: Contestant, run: Run, baseline: Run, full: bool, pace: Cadence
+) -> dict[str, Any]:
+    if run.failure is not None:
+        return {"refused": f"it failed: {run.failure}"}
+    differs, proof = disagreement(contestant, run, baseline, full, pace.total)
+    if differs is not None:
+        return {"refused": differs, **proof}
+    compared = paired(run.seconds, baseline.seconds, pace.steps)
+    usual = compared.microseconds.median / 1e6
+    return {
+        **compared.as_dict(),
+        "startup": round(max(run.startup - pace.warmup * usual, 0.0), 2),
+        "rounds": [round(s * 1e6 / pace.steps, 2) for s in run.seconds],
+        **proof,
+    }
+
+
+def refusals(results: dict[str, Any]) -> list[str]:
+    """Return which figures were not reported, and why."""
+    return [
+        f"{setting}, {workload}: {name}: {figures['refused']}"
+        for setting, workloads in results["settings"].items()
+        for workload, found in workloads.items()
+        for name, figures in found["contestants"].items()
+        if "refused" in figures
+    ]
+
+
+def _brief(figures: dict[str, Any]) -> str:
+    if "refused" in figures:
+        return f"no figures: {figures['refused']}"
+    return (
+        f"{figures['microseconds']['median']:.0f} us, {figures['ratio']['median']:.3f} times, "
+        f"{figures['difference']['median']:+.1f} us"
+    )
+
+
+def publish(page: Path, results: dict[str, Any]) -> None:
+    """Write the tables of the figures into a page."""
+    document.put(page, "machine", machine.sentence(results["machine"], results["versions"]))
+    for setting, workloads in results["settings"].items():
+        parts = [_section(name, found) for name, found in workloads.items()]
+        document.put(page, f"steps {setting}", "\n\n".join(parts))
+    notes = [f"- {CONTESTANTS[n].label}: {why}" for n, why in results["absent"].items()]
+    notes += [f"- {line}" for line in refusals(results)]
+    text = "Without figures:\n\n" + "\n".join(notes) if notes else "Nobody is without figures."
+    document.put(page, "steps absent", text)
+
+
+def _section(name: str, found: dict[str, Any]) -> str:
+    pace = found["cadence"]
+    rows = []
+    for contestant, figures in found["contestants"].items():
+        label = CONTESTANTS[contestant].label
+        if "refused" in figures:
+            rows.append([label, "refused", "", "", "", ""])
+            continue
+        ratio, gap = figures["ratio"], figures["difference"]
+        rows.append(
+            [
+                label,
+                f"{figures['microseconds']['median']:.0f}",
+                f"{ratio['median']:.3f}",
+                f"{ratio['low']:.3f} to {ratio['high']:.3f}",
+                f"{gap['median']:+.0f} ({gap['low']:+.0f} to {gap['high']:+.0f})",
+                f"{figures['startup']:.1f}",
+            ]
+        )
+    header = ["", "us an update", "ratio", "quartiles", "difference, us", "start-up, s"]
+    title = f"**{WORKLOADS[name].label}**; {pace['rounds']} rounds of {pace['steps']} updates"
+    return f"{title}\n\n{document.table(header, rows)}"
