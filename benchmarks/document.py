@@ -57,7 +57,7 @@ def keep(path: Path, section: str, results: Any) -> dict[str, Any]:
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     whole[section] = results
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(whole, indent=1, sort_keys=True)
+    text = json.dumps(whole, indent=1)
     # Lists of numbers on one line: a file that can be read, and compared.
     flat = re.sub(r"\[[\s\d.,e+-]*\]", lambda match: re.sub(r"\s+", " ", match[0]), text)
     write(path, flat + "\n")

@@ -56,7 +56,13 @@ class Worker:
     """A contestant's process, with a terminal of its own whose output is thrown away."""
 
     def __init__(
-        self, contestant: Contestant, workload: str, full: bool, cadence: Cadence, folder: Path
+        self,
+        contestant: Contestant,
+        workload: str,
+        full: bool,
+        cadence: Cadence,
+        folder: Path,
+        compiled: Path,
     ) -> None:
         self.name = contestant.name
         told, send = os.pipe()
@@ -80,7 +86,7 @@ class Worker:
             # Without the current folder on its path: `helios` is another library for helios-ml.
             [sys.executable, "-P", "-m", "benchmarks.worker", str(job)],
             cwd=folder,
-            env=_environment(contestant, folder),
+            env=_environment(contestant, folder, compiled),
             stdin=subprocess.DEVNULL,
             stdout=terminal,
             stderr=terminal,
@@ -156,6 +162,7 @@ def take_turns(
     full: bool,
     cadence: Cadence,
     folder: Path,
+    compiled: Path,
     progress: Callable[[str], None],
 ) -> dict[str, Run]:
     """Run contestants on a workload, in turning order; one that fails is left out from there on.
@@ -166,6 +173,7 @@ def take_turns(
         full: whether everything optional is on.
         cadence: how the updates are divided.
         folder: an empty folder.
+        compiled: where compiled code is kept, for further runs.
         progress: is told where the run is.
     """
     runs = {c.name: Run() for c in contestants}
@@ -176,7 +184,7 @@ def take_turns(
         run = runs[contestant.name]
         run.folder = folder / contestant.name
         run.folder.mkdir(parents=True)
-        worker = Worker(contestant, workload, full, cadence, run.folder)
+        worker = Worker(contestant, workload, full, cadence, run.folder, compiled)
         with lock:
             workers[contestant.name] = worker
         with failing(run):
@@ -195,7 +203,11 @@ def take_turns(
                     with failing(run):
                         workers[name].go()
                         run.seconds.append(workers[name].hear()["seconds"])
-        for name in names:
+        left = [name for name in names if runs[name].failure is None]
+        for name in left:
+            with failing(runs[name]):
+                workers[name].go()
+        for name in left:
             if runs[name].failure is None:
                 with failing(runs[name]):
                     runs[name].done = workers[name].hear()
@@ -214,7 +226,7 @@ def failing(run: Run) -> Iterator[None]:
         run.failure = str(error) or type(error).__name__
 
 
-def _environment(contestant: Contestant, folder: Path) -> dict[str, str]:
+def _environment(contestant: Contestant, folder: Path, compiled: Path) -> dict[str, str]:
     path = [str(ROOT)]
     if contestant.package == "helios-ml":
         path = [str(public_library()), str(write_standins(folder / "standins")), *path]
@@ -224,9 +236,9 @@ def _environment(contestant: Contestant, folder: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "TERM": "xterm",
-        # One compiler after the other: their idle processes would disturb the turns.
+        # No processes of the compiler: they would disturb the turns.
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        "TORCHINDUCTOR_CACHE_DIR": str(folder.parent / "compiled"),
+        "TORCHINDUCTOR_CACHE_DIR": str(compiled / contestant.name),
     }
 
 

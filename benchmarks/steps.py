@@ -60,15 +60,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "absent": {name: reason for name, reason in why.items() if reason is not None},
         "settings": {},
     }
-    for setting in arguments.settings:
-        into = results["settings"][setting] = {}
-        for name in arguments.workloads:
-            pace = cadence(WORKLOADS[name], setting == "full", arguments.rounds, arguments.quick)
-            into[name] = one(present, name, setting, pace)
+    with tempfile.TemporaryDirectory(prefix="helios-benchmark-") as compiled:
+        for setting in arguments.settings:
+            into = results["settings"][setting] = {}
+            for name in arguments.workloads:
+                full = setting == "full"
+                pace = cadence(WORKLOADS[name], full, arguments.rounds, arguments.quick)
+                into[name] = one(present, name, setting, pace, Path(compiled))
     return results
 
 
-def one(contestants: Sequence[Contestant], workload: str, setting: str, pace: Cadence) -> Any:
+def one(
+    contestants: Sequence[Contestant], workload: str, setting: str, pace: Cadence, compiled: Path
+) -> Any:
     """Measure all contestants on one workload, in one setting."""
     where = f"{setting}, {workload}"
 
@@ -76,7 +80,9 @@ def one(contestants: Sequence[Contestant], workload: str, setting: str, pace: Ca
         print(f"{stamp()}  {where}: {message}", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="helios-benchmark-") as folder:
-        runs = take_turns(contestants, workload, setting == "full", pace, Path(folder), progress)
+        runs = take_turns(
+            contestants, workload, setting == "full", pace, Path(folder), compiled, progress
+        )
         baseline = runs[BASELINE]
         if baseline.failure is not None:
             raise SystemExit(f"{where}: the baseline failed: {baseline.failure}")
@@ -131,7 +137,8 @@ def publish(page: Path, results: dict[str, Any]) -> None:
     """Write the tables of the figures into a page."""
     document.put(page, "machine", machine.sentence(results["machine"], results["versions"]))
     for setting, workloads in results["settings"].items():
-        parts = [_section(name, found) for name, found in workloads.items()]
+        # What was compiled without the rest is there when it is compiled with it.
+        parts = [_section(name, found, setting == "bare") for name, found in workloads.items()]
         document.put(page, f"steps {setting}", "\n\n".join(parts))
     notes = [f"- {CONTESTANTS[n].label}: {why}" for n, why in results["absent"].items()]
     notes += [f"- {line}" for line in refusals(results)]
@@ -139,13 +146,13 @@ def publish(page: Path, results: dict[str, Any]) -> None:
     document.put(page, "steps absent", text)
 
 
-def _section(name: str, found: dict[str, Any]) -> str:
+def _section(name: str, found: dict[str, Any], startup: bool) -> str:
     pace = found["cadence"]
     rows = []
     for contestant, figures in found["contestants"].items():
         label = CONTESTANTS[contestant].label
         if "refused" in figures:
-            rows.append([label, "refused", "", "", "", ""])
+            rows.append([label, "refused", "", "", "", *[""] * startup])
             continue
         ratio, gap = figures["ratio"], figures["difference"]
         rows.append(
@@ -155,9 +162,10 @@ def _section(name: str, found: dict[str, Any]) -> str:
                 f"{ratio['median']:.3f}",
                 f"{ratio['low']:.3f} to {ratio['high']:.3f}",
                 f"{gap['median']:+.0f} ({gap['low']:+.0f} to {gap['high']:+.0f})",
-                f"{figures['startup']:.1f}",
+                *[f"{figures['startup']:.1f}"] * startup,
             ]
         )
-    header = ["", "us an update", "ratio", "quartiles", "difference, us", "start-up, s"]
+    header = ["", "us an update", "ratio", "quartiles", "difference, us"]
+    header += ["start-up, s"] * startup
     title = f"**{WORKLOADS[name].label}**; {pace['rounds']} rounds of {pace['steps']} updates"
     return f"{title}\n\n{document.table(header, rows)}"

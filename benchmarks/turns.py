@@ -129,10 +129,10 @@ class Turns:
         yield cadence.early + ahead, self._look
         at = cadence.warmup
         yield at, self._ready
-        for number in range(cadence.rounds):
+        for _ in range(cadence.rounds):
             yield at + cadence.settle, self._start
             at += cadence.settle + cadence.steps
-            yield at, self._stop if number + 1 < cadence.rounds else self._last
+            yield at, self._stop
         yield cadence.total + 1, lambda: None
 
     def _look(self) -> None:
@@ -148,8 +148,5 @@ class Turns:
         self._begun = self._clock()
 
     def _stop(self) -> None:
-        self._last()
-        self._wait()
-
-    def _last(self) -> None:
         self._send({"seconds": self._clock() - self._begun})
+        self._wait()  # after the last turn as well: others may have theirs before them

@@ -52,12 +52,11 @@ def main(path: Path) -> None:
     last = turns.parameters()
     vectors = {"first": first, "early": turns.early, "last": last}
     np.savez(path.parent / "parameters.npz", **{k: _flat(v) for k, v in vectors.items()})
-    say({"loss": final_loss(workload, net, last, pool), **written(folder)})
+    losses = {"before": mean_loss(workload, first, pool), "loss": mean_loss(workload, last, pool)}
+    say({**losses, **written(folder)})
 
 
-def final_loss(
-    workload: Workload, net: torch.nn.Module, parameters: list[torch.Tensor], pool: list[Any]
-) -> float:
+def mean_loss(workload: Workload, parameters: list[torch.Tensor], pool: list[Any]) -> float:
     """Return the mean loss over all batches of the workload, with the parameters given."""
     net = workload.network().train()
     with torch.no_grad():

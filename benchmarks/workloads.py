@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 LEARNING_RATE = 1e-3
-_POOL = 64  # batches, gone through again and again
+_POOL = 256  # batches, gone through again and again
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -108,7 +108,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(0.02 * torch.randn(length, width))
-        self.layers = nn.Sequential(*(Layer(width) for _ in range(3)))
+        self.layers = nn.Sequential(*(Layer(width) for _ in range(2)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ WORKLOADS: dict[str, Workload] = {
     for w in (
         Workload("mlp", "MLP 64-128-128-10, batch 32", _mlp, _vectors, 400),
         Workload("deep", "residual MLP, 20 blocks of width 64, batch 32", _deep, _vectors, 50),
-        Workload("transformer", "transformer, 3 layers, d=64, 8 x 64 tokens",
+        Workload("transformer", "transformer, 2 layers, d=64, 8 x 64 tokens",
                  Transformer, _text, 50),
         Workload("conv", "3 convolutions with batch norm, 16 x 16 images, batch 16",
                  _conv, _images, 50),

@@ -20,7 +20,7 @@ class Log:
 
 def told(per_turn=3):
     turn = {"seconds": per_turn}
-    return [{"ready": 4}, "wait", turn, "wait", turn]
+    return [{"ready": 4}, "wait", turn, "wait", turn, "wait"]
 
 
 def test_a_turn_is_timed_without_its_first_updates_and_without_the_waiting():
