@@ -1,6 +1,6 @@
 """The benchmarks as one command.
 
-    python -m benchmarks [steps] [--rounds 20] [--quick] ...
+    python -m benchmarks [steps] [memory] [size] [--rounds 20] [--quick] ...
 
 Without a name, all of them run. Figures go to a file of results, and from there into the page.
 """
@@ -11,16 +11,17 @@ import argparse
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks import document, steps
+from benchmarks import document, memory, size, steps
 from benchmarks.rounds import ROOT, stamp
 
-BENCHMARKS: dict[str, ModuleType] = {"steps": steps}
+BENCHMARKS: dict[str, ModuleType] = {"steps": steps, "memory": memory, "size": size}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run what was asked for; return 1 if figures had to be refused."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What things cost.")
-    parser.add_argument("benchmarks", nargs="*", metavar="|".join(BENCHMARKS))
+    parser.add_argument("benchmarks", nargs="*", metavar="|".join(BENCHMARKS),
+                        help="all of them by default")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=20, help="how long it takes scales with it")
     parser.add_argument("--quick", action="store_true", help="to see whether it runs")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/cpu.json")

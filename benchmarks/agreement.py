@@ -49,7 +49,9 @@ def disagreement(
     moved = float(np.linalg.norm(theirs["early"] - theirs["first"]))
     early = float(np.linalg.norm(own["early"] - theirs["early"])) / moved
     fallen = baseline.done["before"] - baseline.done["loss"]
-    final = abs(run.done["loss"] - baseline.done["loss"]) / abs(fallen)
+    if not fallen > 0:
+        return "the baseline's loss has not fallen, so that there is nothing to compare with", {}
+    final = abs(run.done["loss"] - baseline.done["loss"]) / fallen
     measured = {"bitwise": same, "early": early, "final": final}
     if not early <= EARLY_TOLERANCE:
         return f"its first updates are {early:.2g} away; {EARLY_TOLERANCE:g} is allowed", measured

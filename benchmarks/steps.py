@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import document, machine
+from benchmarks import document, machine, plots
 from benchmarks.agreement import disagreement
 from benchmarks.contestants import BASELINE, CONTESTANTS, SAVE_EVERY, Contestant
 from benchmarks.paired import paired
@@ -140,6 +140,7 @@ def publish(page: Path, results: dict[str, Any]) -> None:
         # What was compiled without the rest is there when it is compiled with it.
         parts = [_section(name, found, setting == "bare") for name, found in workloads.items()]
         document.put(page, f"steps {setting}", "\n\n".join(parts))
+        plots.steps(page.parent / "images" / f"steps-{setting}.svg", workloads)
     notes = [f"- {CONTESTANTS[n].label}: {why}" for n, why in results["absent"].items()]
     notes += [f"- {line}" for line in refusals(results)]
     text = "Without figures:\n\n" + "\n".join(notes) if notes else "Nobody is without figures."

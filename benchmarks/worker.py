@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.contestants import CONTESTANTS, Job
 from benchmarks.turns import Cadence, Turns
-from benchmarks.workloads import WORKLOADS, Workload, criterion
+from benchmarks.workloads import Workload, criterion, find
 
 _KINDS = {".pth", ".pt", ".ckpt"}
 
@@ -38,7 +38,7 @@ def main(path: Path) -> None:
             raise SystemExit("the parent is gone")
 
     contestant = CONTESTANTS[told["contestant"]]
-    workload = WORKLOADS[told["workload"]]
+    workload = find(told["workload"])
     run = contestant.load()
     folder = path.parent / "files"
     folder.mkdir()

@@ -115,6 +115,17 @@ class Transformer(nn.Module):
         return self.head(self.norm(self.layers(self.tokens(x) + self.positions)))
 
 
+class Parallel(nn.Module):
+    """Narrow layers side by side: as many tensors as wanted, and gradients that do not vanish."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([layer(x) for layer in self.layers]).mean(0)
+
+
 def _mlp() -> nn.Module:
     return nn.Sequential(
         nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
@@ -138,6 +149,11 @@ def _vectors(generator: torch.Generator) -> Batch:
     x = torch.randn(32, 64, generator=generator)
     noise = torch.randn(32, 10, generator=generator)
     return x, (x[:, :10] + x[:, 10:20] + noise).argmax(1)
+
+
+def _narrow(generator: torch.Generator) -> Batch:
+    x = torch.randn(8, 16, generator=generator)
+    return x, x.argmax(1)
 
 
 def _images(generator: torch.Generator) -> Batch:
@@ -166,6 +182,21 @@ WORKLOADS: dict[str, Workload] = {
     )
 }  # fmt: skip
 """Every workload by its name."""
+
+
+def find(name: str) -> Workload:
+    """Return a workload by its name; ``"layers-N"`` has N narrow layers.
+
+    Example:
+        >>> sum(1 for _ in find("layers-4").network().parameters())
+        4
+    """
+    if name in WORKLOADS:
+        return WORKLOADS[name]
+    layers = int(name.removeprefix("layers-"))
+
+    label, steps = f"{layers} layers of width 16", max(2000 // layers, 20)
+    return Workload(name, label, lambda: Parallel(layers), _narrow, steps)
 
 
 def parameters_of(net: Any) -> list[torch.Tensor]:

@@ -10,10 +10,11 @@ EARLY = np.ones(4, np.float32)
 LAST = np.full(4, 2, np.float32)
 
 
-def ran(folder, *, first=FIRST, early=EARLY, last=LAST, loss=1.0, saves=5, logs=1):
+def ran(folder, *, first=FIRST, early=EARLY, last=LAST, before=2.0, loss=1.0, saves=5, logs=1):
     folder.mkdir()
     np.savez(folder / "parameters.npz", first=first, early=early, last=last)
-    return Run(folder=folder, done={"before": 2.0, "loss": loss, "saves": saves, "logs": logs})
+    done = {"before": before, "loss": loss, "saves": saves, "logs": logs}
+    return Run(folder=folder, done=done)
 
 
 @pytest.fixture
@@ -63,3 +64,9 @@ def test_missing_checkpoints_and_logs_are_refused_with_everything_on(differs, tm
 
 def test_missing_logs_are_refused_with_everything_on(differs):
     assert differs("helios", full=True, logs=0) == "it wrote nothing for TensorBoard"
+
+
+def test_a_baseline_that_learns_nothing_proves_nothing(tmp_path):
+    baseline, own = ran(tmp_path / "baseline", before=1.0), ran(tmp_path / "own")
+    why, _ = disagreement(CONTESTANTS["helios-fused"], own, baseline, False, total=2500)
+    assert "has not fallen" in why
