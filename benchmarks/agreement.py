@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contestants import BASELINE, SAVE_EVERY, Contestant
+from benchmarks.contestants import SAVE_EVERY, Contestant
 from benchmarks.rounds import Run
 
 EARLY_TOLERANCE = 1e-4
@@ -41,7 +41,7 @@ def disagreement(
     own, theirs = (np.load(r.folder / "parameters.npz") for r in (run, baseline))
     if not np.array_equal(_bits(own["first"]), _bits(theirs["first"])):
         return "it started from other weights", {}
-    if contestant.name == BASELINE:
+    if run is baseline:
         return None, {"bitwise": True}
     same = all(np.array_equal(_bits(own[at]), _bits(theirs[at])) for at in ("early", "last"))
     if contestant.exact:

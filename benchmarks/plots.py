@@ -13,10 +13,10 @@ _OURS, _OTHERS = "#c8553d", "#8d99ae"
 
 def steps(path: Path, workloads: dict[str, Any]) -> None:
     """Draw the ratio of each contestant on each workload, with its quartiles."""
-    pyplot = _pyplot()
-    figure, all_axes = pyplot.subplots(
-        1, len(workloads), figsize=(3.2 * len(workloads), 4.2), squeeze=False, sharey=True
-    )
+    figure = _figure(3.2 * len(workloads) + 1, 4.2)
+    if figure is None:
+        return
+    all_axes = figure.subplots(1, len(workloads), squeeze=False, sharey=True)
     names = [n for n in CONTESTANTS if any(n in w["contestants"] for w in workloads.values())]
     for axes, (workload, found) in zip(all_axes[0], workloads.items(), strict=True):
         for place, name in enumerate(reversed(names)):
@@ -33,15 +33,16 @@ def steps(path: Path, workloads: dict[str, Any]) -> None:
         axes.set_yticks(range(len(names)), [CONTESTANTS[n].label for n in reversed(names)])
         axes.tick_params(labelsize=7)
         axes.margins(x=0.15)
-    all_axes[0][0].set_ylabel("")
     figure.supxlabel(f"time of an update, by that of the {CONTESTANTS[BASELINE].label}", fontsize=8)
     _save(figure, path)
 
 
 def tensors(path: Path, counts: dict[str, Any]) -> None:
     """Draw what helios adds to an update against the number of tensors."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(5, 3.2))
+    figure = _figure(5, 3.2)
+    if figure is None:
+        return
+    axes = figure.subplots()
     present = {int(n): found for n, found in counts.items() if "refused" not in found}
     for name, color in (("helios", _OURS), ("helios-fused", _OTHERS)):
         gaps = [found[name]["difference"] for found in present.values()]
@@ -61,19 +62,20 @@ def tensors(path: Path, counts: dict[str, Any]) -> None:
     _save(figure, path)
 
 
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("svg")
+def _figure(width: float, height: float) -> Any:
+    """Return a figure to draw on; None, and a sentence, without what draws."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no pictures: matplotlib is not installed; the extra `bench` has it", flush=True)
+        return None
     # Equal figures give an equal file.
-    matplotlib.rcParams["svg.hashsalt"] = "helios"
-    from matplotlib import pyplot
-
-    return pyplot
+    matplotlib.rcParams.update({"svg.hashsalt": "helios", "svg.fonttype": "none"})
+    return Figure(figsize=(width, height))
 
 
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
-    _pyplot().close(figure)

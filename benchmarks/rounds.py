@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contestants import Contestant, public_library
+from benchmarks.contestants import BASELINE, Contestant, public_library
 from benchmarks.standins import write_standins
 from benchmarks.turns import Cadence
 
@@ -40,6 +40,7 @@ class Run:
     Args:
         startup: seconds from the start of its training to the end of the warm-up.
         seconds: of each turn.
+        beside: for each turn, seconds of a turn of the baseline at that time.
         folder: where its parameters are, as ``parameters.npz``.
         done: its last message.
         failure: why it did not come to its end, None if it did.
@@ -47,6 +48,7 @@ class Run:
 
     startup: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    beside: list[float] = field(default_factory=list)
     folder: Path = Path()
     done: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
@@ -164,46 +166,58 @@ def take_turns(
     folder: Path,
     compiled: Path,
     progress: Callable[[str], None],
+    copies: int = 1,
 ) -> dict[str, Run]:
     """Run contestants on a workload, in turning order; one that fails is left out from there on.
 
     Args:
-        contestants: who takes part.
+        contestants: who takes part, the baseline among them.
         workload: the name of the workload.
         full: whether everything optional is on.
         cadence: how the updates are divided.
         folder: an empty folder.
         compiled: where compiled code is kept, for further runs.
         progress: is told where the run is.
+        copies: processes of the baseline, spread over each round: one is never far.
+
+    Returns:
+        The runs by name; those of further copies as ``again(1)``, ``again(2)``, ...
     """
-    runs = {c.name: Run() for c in contestants}
+    entries = {c.name: c for c in contestants}
+    entries |= {again(i): entries[BASELINE] for i in range(1, copies)}
+    baselines = [name for name, c in entries.items() if c.name == BASELINE]
+    runs = {name: Run() for name in entries}
     workers: dict[str, Worker] = {}
     lock = threading.Lock()
 
-    def start(contestant: Contestant) -> None:
-        run = runs[contestant.name]
-        run.folder = folder / contestant.name
+    def start(name: str) -> None:
+        run = runs[name]
+        run.folder = folder / name
         run.folder.mkdir(parents=True)
-        worker = Worker(contestant, workload, full, cadence, run.folder, compiled)
+        worker = Worker(entries[name], workload, full, cadence, run.folder, compiled)
         with lock:
-            workers[contestant.name] = worker
+            workers[name] = worker
         with failing(run):
             run.startup = worker.hear()["ready"]
-        progress(f"{contestant.name} is warm after {run.startup:.1f} s")
+        progress(f"{name} is warm after {run.startup:.1f} s")
 
     try:
         with ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 1)) as pool:
-            list(pool.map(start, contestants))
-        names = [c.name for c in contestants]
+            list(pool.map(start, entries))
+        turns: list[tuple[str, float]] = []
+        others = [name for name in entries if name not in baselines]
         for number in range(cadence.rounds):
             progress(f"round {number + 1} of {cadence.rounds}")
-            for name in names[number % len(names) :] + names[: number % len(names)]:
+            for name in order(baselines, others, number):
                 run = runs[name]
                 if run.failure is None:
                     with failing(run):
                         workers[name].go()
                         run.seconds.append(workers[name].hear()["seconds"])
-        left = [name for name in names if runs[name].failure is None]
+                        turns.append((name, run.seconds[-1]))
+        for name, run in runs.items():
+            run.beside = beside(turns, name, baselines)
+        left = [name for name in entries if runs[name].failure is None]
         for name in left:
             with failing(runs[name]):
                 workers[name].go()
@@ -215,6 +229,59 @@ def take_turns(
         for worker in workers.values():
             worker.close()
     return runs
+
+
+def again(number: int) -> str:
+    """Return the name of a further process of the baseline."""
+    return f"{BASELINE} again {number}"
+
+
+def order(baselines: Sequence[str], others: Sequence[str], number: int) -> list[str]:
+    """Return who comes after whom in a round: the baseline's processes, and others between them.
+
+    Example:
+        >>> order(["A", "B"], ["c", "d", "e"], 1)
+        ['B', 'd', 'A', 'e', 'c']
+    """
+
+    def turned(names: Sequence[str]) -> list[str]:
+        at = number % len(names) if names else 0
+        return [*names[at:], *names[:at]]
+
+    found, rest, count = [], turned(others), len(baselines)
+    for place, name in enumerate(turned(baselines)):
+        first, last = (len(rest) * p // count for p in (place, place + 1))
+        found += [name, *rest[first:last]]
+    return found
+
+
+def beside(turns: Sequence[tuple[str, float]], name: str, baselines: Sequence[str]) -> list[float]:
+    """Return what a turn of the baseline took at the time of each turn of ``name``.
+
+    It is interpolated between the turn of the baseline before it and that after it; of a process of
+    the baseline, those of the other ones.
+
+    Args:
+        turns: all turns in their order: whose, and its seconds.
+        name: whose turns to go by.
+        baselines: whose turns are the baseline's.
+
+    Example:
+        >>> beside([("A", 1.0), ("x", 9.0), ("y", 9.0), ("A", 4.0), ("x", 9.0)], "x", ["A"])
+        [2.0, 4.0]
+    """
+    others = set(baselines) - {name}
+    known = [(place, seconds) for place, (who, seconds) in enumerate(turns) if who in others]
+    found = []
+    for place, (who, _) in enumerate(turns):
+        if who != name or not known:
+            continue
+        before = [k for k in known if k[0] < place][-1:] or known[:1]
+        after = [k for k in known if k[0] > place][:1] or known[-1:]
+        (left, a), (right, b) = before[0], after[0]
+        share = (place - left) / (right - left) if right != left else 0.0
+        found.append(a + (b - a) * min(max(share, 0.0), 1.0))
+    return found
 
 
 @contextlib.contextmanager

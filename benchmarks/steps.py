@@ -18,11 +18,18 @@ from benchmarks import document, machine, plots
 from benchmarks.agreement import disagreement
 from benchmarks.contestants import BASELINE, CONTESTANTS, SAVE_EVERY, Contestant
 from benchmarks.paired import paired
-from benchmarks.rounds import Run, stamp, take_turns
+from benchmarks.rounds import Run, again, stamp, take_turns
 from benchmarks.turns import Cadence
 from benchmarks.workloads import WORKLOADS, Workload
 
 SETTINGS = ("bare", "full")
+_COPIES = 3
+_AGAIN = again(1)  # the same in another process: what is noise
+_RIVALS = {
+    "helios": [c.name for c in CONTESTANTS.values() if c.exact and c.module != "with_helios"],
+    "helios-fused": ["handwritten-fused"],
+    "helios-compiled": ["handwritten-compiled"],
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=[*CONTESTANTS])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=[*WORKLOADS])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
+
+
+def is_choice(arguments: argparse.Namespace) -> bool:
+    """Tell whether not all is measured."""
+    chosen = (arguments.contestants, arguments.workloads, arguments.settings)
+    return any(
+        set(some) != set(every)
+        for some, every in zip(chosen, (CONTESTANTS, WORKLOADS, SETTINGS), strict=True)
+    )
 
 
 def cadence(workload: Workload, full: bool, rounds: int, quick: bool) -> Cadence:
@@ -60,18 +76,24 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "absent": {name: reason for name, reason in why.items() if reason is not None},
         "settings": {},
     }
+    copies = 2 if arguments.quick else _COPIES
     with tempfile.TemporaryDirectory(prefix="helios-benchmark-") as compiled:
         for setting in arguments.settings:
             into = results["settings"][setting] = {}
             for name in arguments.workloads:
                 full = setting == "full"
                 pace = cadence(WORKLOADS[name], full, arguments.rounds, arguments.quick)
-                into[name] = one(present, name, setting, pace, Path(compiled))
+                into[name] = one(present, name, setting, pace, Path(compiled), copies)
     return results
 
 
 def one(
-    contestants: Sequence[Contestant], workload: str, setting: str, pace: Cadence, compiled: Path
+    contestants: Sequence[Contestant],
+    workload: str,
+    setting: str,
+    pace: Cadence,
+    compiled: Path,
+    copies: int,
 ) -> Any:
     """Measure all contestants on one workload, in one setting."""
     where = f"{setting}, {workload}"
@@ -81,17 +103,26 @@ def one(
 
     with tempfile.TemporaryDirectory(prefix="helios-benchmark-") as folder:
         runs = take_turns(
-            contestants, workload, setting == "full", pace, Path(folder), compiled, progress
+            contestants,
+            workload,
+            setting == "full",
+            pace,
+            Path(folder),
+            compiled,
+            progress,
+            copies,
         )
         baseline = runs[BASELINE]
-        if baseline.failure is not None:
-            raise SystemExit(f"{where}: the baseline failed: {baseline.failure}")
+        for name in (BASELINE, *map(again, range(1, copies))):
+            if runs[name].failure is not None:
+                raise SystemExit(f"{where}: the baseline failed: {runs[name].failure}")
         found: dict[str, Any] = {"cadence": pace.as_dict(), "contestants": {}}
-        for contestant in contestants:
-            run = runs[contestant.name]
-            figures = _figures(contestant, run, baseline, setting == "full", pace)
-            found["contestants"][contestant.name] = figures
-            progress(f"{contestant.name}: {_brief(figures)}")
+        named = {c.name: c for c in contestants}
+        for name in (BASELINE, _AGAIN, *(n for n in named if n != BASELINE)):
+            contestant = named.get(name, CONTESTANTS[BASELINE])
+            figures = _figures(contestant, runs[name], baseline, setting == "full", pace)
+            found["contestants"][name] = figures
+            progress(f"{name}: {_brief(figures)}")
     return found
 
 
@@ -103,7 +134,8 @@ def _figures(
     differs, proof = disagreement(contestant, run, baseline, full, pace.total)
     if differs is not None:
         return {"refused": differs, **proof}
-    compared = paired(run.seconds, baseline.seconds, pace.steps)
+    others = run.seconds if run is baseline else run.beside
+    compared = paired(run.seconds, others, pace.steps)
     usual = compared.microseconds.median / 1e6
     return {
         **compared.as_dict(),
@@ -124,6 +156,10 @@ def refusals(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def _label(name: str) -> str:
+    return "the same in another process" if name == _AGAIN else CONTESTANTS[name].label
+
+
 def _brief(figures: dict[str, Any]) -> str:
     if "refused" in figures:
         return f"no figures: {figures['refused']}"
@@ -141,17 +177,41 @@ def publish(page: Path, results: dict[str, Any]) -> None:
         parts = [_section(name, found, setting == "bare") for name, found in workloads.items()]
         document.put(page, f"steps {setting}", "\n\n".join(parts))
         plots.steps(page.parent / "images" / f"steps-{setting}.svg", workloads)
+    document.put(page, "steps losses", "\n".join(losses(results)))
     notes = [f"- {CONTESTANTS[n].label}: {why}" for n, why in results["absent"].items()]
     notes += [f"- {line}" for line in refusals(results)]
     text = "Without figures:\n\n" + "\n".join(notes) if notes else "Nobody is without figures."
     document.put(page, "steps absent", text)
 
 
+def losses(results: dict[str, Any]) -> list[str]:
+    """Return, line by line, where helios is slower than another with the same optimizer."""
+    lines = []
+    for setting, workloads in results["settings"].items():
+        for workload, found in workloads.items():
+            ratios = {
+                name: figures["ratio"]["median"]
+                for name, figures in found["contestants"].items()
+                if "refused" not in figures
+            }
+            for own, rivals in _RIVALS.items():
+                faster = [n for n in rivals if n in ratios and ratios[n] < ratios.get(own, 0.0)]
+                if faster:
+                    listed = ", ".join(
+                        f"{CONTESTANTS[n].label} ({ratios[n]:.2f})"
+                        for n in sorted(faster, key=lambda n: ratios[n])
+                    )
+                    where = f"{setting}, {WORKLOADS[workload].label.partition(',')[0]}"
+                    label = CONTESTANTS[own].label
+                    lines.append(f"- {where}: {label} ({ratios[own]:.2f}) is slower than {listed}.")
+    return lines or ["Nowhere in these tables."]
+
+
 def _section(name: str, found: dict[str, Any], startup: bool) -> str:
     pace = found["cadence"]
     rows = []
     for contestant, figures in found["contestants"].items():
-        label = CONTESTANTS[contestant].label
+        label = _label(contestant)
         if "refused" in figures:
             rows.append([label, "refused", "", "", "", *[""] * startup])
             continue

@@ -13,6 +13,7 @@ from benchmarks import lengths, memory, size
 from benchmarks.peaks import WAYS, peak_of_tensors
 
 ROOT = Path(__file__).parents[2]
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 MIB = 1 << 20
 
 
@@ -67,6 +68,7 @@ def test_resuming_goes_on_where_it_was_said():
 
 
 @pytest.mark.nightly
+@pytest.mark.skipif(not NIGHTLY, reason="the same as above, as a command")
 def test_the_command_measures_size_and_memory(tmp_path):
     pytest.importorskip("matplotlib", reason="draws, with what the extra `bench` installs")
     page = tmp_path / "page.md"
