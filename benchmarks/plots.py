@@ -27,7 +27,7 @@ def steps(path: Path, workloads: dict[str, Any]) -> None:
             around = [[middle - ratio["low"]], [ratio["high"] - middle]]
             color = _OURS if CONTESTANTS[name].module == "with_helios" else _OTHERS
             axes.barh(place, middle, color=color, xerr=around, error_kw={"linewidth": 0.8})
-            axes.text(middle, place, f" {middle:.2f}", va="center", fontsize=7)
+            axes.text(ratio["high"], place, f" {middle:.2f}", va="center", fontsize=7)
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set_title(WORKLOADS[workload].label.split(",")[0], fontsize=9)
         axes.set_yticks(range(len(names)), [CONTESTANTS[n].label for n in reversed(names)])
