@@ -2,7 +2,7 @@
 
 ``torch.optim`` makes most of its state at a parameter's first gradient, so the tree would change
 at the first update. Here the structure is found by letting a throw-away optimizer take one step on
-a copy of the parameter, with a gradient of zeros.
+a copy of the parameter, or of one element of it, with a gradient of zeros.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from helios.functional.tree import clone, map_leaves, same_bits
+from helios.optim.forms import FORMS
 
 Build = Callable[[Sequence[torch.Tensor]], torch.optim.Optimizer]
 """Makes a torch optimizer over the given leaves, with the options of the run."""
@@ -33,16 +34,27 @@ def first_slots(build: Build, param: torch.Tensor) -> dict[str, Any]:
     Raises:
         TypeError: if the optimizer keeps numbers outside of its per-parameter state.
     """
-    leaf = param.detach().clone()
+    leaf = param.detach()
     optimizer = build([leaf])
     made = clone(dict(optimizer.state.get(leaf, {})))
+    elementwise = type(optimizer) in FORMS
+    # A trial takes six times the memory of what it is made on. Where all that is kept for a
+    # parameter is one number or has its shape, one element of it tells as much.
+    sample = leaf.new_zeros([1] * leaf.ndim) if elementwise else leaf.clone()
+    optimizer = build([sample])
     before = _group(optimizer)
-    leaf.grad = _zero_gradient(optimizer, leaf)
+    sample.grad = _zero_gradient(optimizer, sample)
     optimizer.step()
     _check_group(optimizer, before)
+
+    def first(value: Any) -> Any:
+        if elementwise and isinstance(value, torch.Tensor) and value.ndim and leaf.ndim:
+            return torch.zeros_like(leaf, dtype=value.dtype, device=value.device)
+        return _zero(value)
+
     return {
-        name: made[name] if name in made else map_leaves(_zero, value)
-        for name, value in optimizer.state.get(leaf, {}).items()
+        name: made[name] if name in made else map_leaves(first, value)
+        for name, value in optimizer.state.get(sample, {}).items()
     }
 
 
