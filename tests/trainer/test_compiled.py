@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -46,10 +48,23 @@ def fit(folder, *, compile=TRACED, stop=None, total=4, model=None, **options):
     return trainer.state
 
 
-@pytest.mark.parametrize("window", [1, 4])
-@pytest.mark.parametrize("stop", [3, 6, 14])
-def test_a_compiled_run_that_was_left_goes_on_exactly(tmp_path, window, stop):
-    options = {"accumulation_steps": window}
+KERNELS = pytest.param(
+    "inductor",
+    marks=[
+        pytest.mark.nightly,
+        pytest.mark.skipif(
+            os.environ.get("HYPOTHESIS_PROFILE") != "nightly",
+            reason="kernels take a minute to make",
+        ),
+        pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning"),
+    ],
+)
+
+
+@pytest.mark.parametrize("compile", [TRACED, KERNELS])
+@pytest.mark.parametrize(("window", "stop"), [(1, 3), (1, 14), (4, 6), (4, 15)])
+def test_a_compiled_run_that_was_left_goes_on_exactly(tmp_path, window, stop, compile):
+    options = {"accumulation_steps": window, "compile": compile}
     whole = fit(tmp_path / "whole", **options)
     fit(tmp_path / "left", stop=stop, **options)
     assert helios.digest(fit(tmp_path / "left", **options)) == helios.digest(whole)
