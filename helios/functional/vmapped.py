@@ -1,0 +1,190 @@
+"""One module that computes with the parameters of several: what ``torch.func.vmap`` is used for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._C import _functorch
+
+from helios.errors import ModelError
+from helios.functional.differs import Differs
+from helios.functional.direct import Direct
+from helios.functional.transformation import Tensors
+from helios.functional.tree import flatten, unflatten
+
+_Slots = list[tuple[dict[str, Any], str]]
+
+
+class Vmapped:
+    """Calls functions of a module with the parameters of all members, stacked.
+
+    The module is that of one member. While a function of it runs, each of its parameters and
+    buffers stands for those of all members, and each tensor that depends on them has one value for
+    every member. What has no tensor in it, such as a Python branch, is done once for all.
+
+    Args:
+        module: the module of one member.
+        differing: by submodule and name, attributes that are not the same in all members.
+
+    Law:
+        Every member gets the values of its own module, up to rounding
+        (``property_tests/test_many.py``).
+    """
+
+    def __init__(
+        self, module: nn.Module, differing: Sequence[tuple[nn.Module, str, Differs]] = ()
+    ) -> None:
+        self._parameters = list(_places(module, "_parameters").values())
+        self._buffers = _places(module, "_buffers")
+        self._differing = [(vars(owner), name, value) for owner, name, value in differing]
+        self._direct = Direct()
+        torch.func.vmap(torch.neg)(torch.zeros(1))  # it registers its rules at its first call
+
+    def __call__(
+        self,
+        function: Callable[..., Any],
+        params: Sequence[torch.Tensor],
+        buffers: Tensors,
+        *args: Any,
+    ) -> tuple[Any, Tensors]:
+        """Call a function for all members.
+
+        Args:
+            function: of the module; it returns a tree of tensors and other values.
+            params: the parameters, ``[members, ...]`` each, in the order of the module's.
+            buffers: the buffers, by path; those that the function updates are updated in place.
+            args: what the function is given.
+
+        Returns:
+            Its tree with ``[members, ...]`` for each tensor, and the buffers after it.
+
+        Raises:
+            ModelError: if it does what cannot be done for all members at once.
+        """
+        lent = [name for name in self._buffers if name in buffers]
+        places = [*self._parameters, *(self._buffers[name] for name in lent)]
+        tensors = [*params, *(buffers[name] for name in lent)]
+        before = [slots[key] for owners in places for slots, key in owners]
+        hidden = [values.get(name, _MISSING) for values, name, _ in self._differing]
+        try:
+            for values, name, poison in self._differing:
+                values[name] = poison
+            return self._call(function, args, places, tensors, lent, buffers)
+        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            if (explained := _explained(error)) is None:
+                raise
+            raise explained from error
+        finally:
+            own = iter(before)
+            for owners in places:
+                for slots, key in owners:
+                    slots[key] = next(own)
+            for (values, name, _), value in zip(self._differing, hidden, strict=True):
+                values[name] = value
+                if value is _MISSING:
+                    del values[name]
+
+    def _call(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        places: list[_Slots],
+        tensors: list[torch.Tensor],
+        lent: list[str],
+        buffers: Tensors,
+    ) -> tuple[Any, Tensors]:
+        # What torch.func.vmap does, without its flattening of arguments and results: that takes a
+        # hundred microseconds, as long as the loss of a small network.
+        members = len(tensors[0])
+        reassigned: Tensors = {}
+        level = _functorch._vmap_increment_nesting(members, "different")
+        try:
+            given = [_functorch._add_batch_dim(tensor, 0, level) for tensor in tensors]
+            for owners, tensor in zip(places, given, strict=True):
+                for slots, key in owners:
+                    slots[key] = tensor
+            with self._direct:
+                value = function(*args)
+            parts, structure = flatten(value)
+            for i, part in enumerate(parts):
+                if isinstance(part, torch.Tensor):
+                    parts[i] = _functorch._remove_batch_dim(part, level, members, 0)
+            for name, tensor in zip(lent, given[len(self._parameters) :], strict=True):
+                slots, key = self._buffers[name][0]
+                now = slots[key]
+                if now is not tensor and now is not None:
+                    new = _functorch._remove_batch_dim(now.detach(), level, members, 0)
+                    reassigned[name] = new
+        finally:
+            _functorch._vmap_decrement_nesting()
+        if reassigned:  # each may be a view of anything
+            buffers = {**buffers, **{name: new.clone() for name, new in reassigned.items()}}
+        return unflatten(structure, parts), buffers
+
+
+_MISSING: Any = object()
+
+
+def _places(module: nn.Module, kind: str) -> dict[str, _Slots]:
+    """Map the path of each parameter or buffer to every slot that holds it."""
+    found: dict[str, _Slots] = {}
+    names: dict[int, str] = {}
+    for path, slots, key in slots_of(module, kind):
+        if slots[key] is not None:
+            found.setdefault(names.setdefault(id(slots[key]), path), []).append((slots, key))
+    return found
+
+
+def slots_of(module: nn.Module, kind: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield the path, the dict and the key of everything of a kind, such as ``"_buffers"``."""
+    for prefix, submodule in module.named_modules():
+        slots: dict[str, Any] = getattr(submodule, kind)
+        for key in slots:
+            yield (f"{prefix}.{key}" if prefix else key), slots, key
+
+
+_ADVICE: Mapping[str, str] = {
+    "item()": "it reads a number out of a tensor, with .item(), float() or int(). Keep it a tensor",
+    "data-dependent control flow": (
+        "it decides by the value of a tensor, as `if loss > 1:` does, and members may decide "
+        "differently. Use torch.where, or a factor of 0 or 1"
+    ),
+    "autograd.function": (
+        "it uses a torch.autograd.Function without a rule for vmap. Give it setup_context() and "
+        "generate_vmap_rule = True, or a vmap() of its own"
+    ),
+    "setup_context": (
+        "it uses a torch.autograd.Function without a rule for vmap. Give it setup_context() and "
+        "generate_vmap_rule = True, or a vmap() of its own"
+    ),
+    "vmap: inplace arithmetic": (
+        "it writes values of the members into a tensor that all have in common. Make a new tensor "
+        "in place of `out += ...` or `out[...] = ...`"
+    ),
+    "is not possible because": (
+        "it writes values of the members into a tensor that all have in common. Make a new tensor "
+        "in place of `out += ...` or `out[...] = ...`"
+    ),
+    "dynamic": (
+        "it makes a tensor whose shape depends on values, as x[mask] and nonzero() do. Use "
+        "torch.where, or a weight of 0"
+    ),
+    "torch.compile": "it is compiled. Leave torch.compile out",
+}
+
+
+def _explained(error: Exception) -> ModelError | None:
+    """Return what to say of a loss that cannot be computed for all at once; None of another."""
+    text = str(error)
+    if "vmap" not in text.lower() and "functorch" not in text.lower():
+        return None
+    why = next((advice for words, advice in _ADVICE.items() if words in text.lower()), None)
+    first = next(iter(text.splitlines()), type(error).__name__)
+    return ModelError(
+        "the loss cannot be computed for all members at once: "
+        f"{why or 'torch.func.vmap cannot do one of its operations'}; or train the members one by "
+        f"one. torch says: {first}"
+    )
