@@ -40,7 +40,7 @@ class Differs:
     __matmul__ = __rmatmul__ = __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _raise
     __neg__ = __pos__ = __abs__ = __invert__ = __bool__ = __int__ = __float__ = __index__ = _raise
     __lt__ = __le__ = __gt__ = __ge__ = __len__ = __iter__ = __getitem__ = __contains__ = _raise
-    __call__ = __enter__ = __exit__ = __str__ = __format__ = _raise
+    __setattr__ = __call__ = __enter__ = __exit__ = __str__ = __format__ = _raise
     __eq__ = __ne__ = _raise
     __hash__ = object.__hash__
 

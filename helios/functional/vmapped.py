@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ class Vmapped:
                 values[name] = poison
             return self._call(function, args, places, tensors, lent, buffers)
         except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-            if (explained := _explained(error)) is None:
+            if (explained := _explained(error, len(tensors[0]))) is None:
                 raise
             raise explained from error
         finally:
@@ -146,28 +146,26 @@ def slots_of(module: nn.Module, kind: str) -> Iterator[tuple[str, dict[str, Any]
             yield (f"{prefix}.{key}" if prefix else key), slots, key
 
 
-_ADVICE: Mapping[str, str] = {
+_FUNCTION = (
+    "it uses a torch.autograd.Function without a rule for vmap. Give it setup_context() and "
+    "generate_vmap_rule = True, or a vmap() of its own"
+)
+_IN_PLACE = (
+    "it writes values of the members into a tensor that all have in common. Make a new tensor in "
+    "place of `out += ...` or `out[...] = ...`"
+)
+_ADVICE = {
     "item()": "it reads a number out of a tensor, with .item(), float() or int(). Keep it a tensor",
     "data-dependent control flow": (
         "it decides by the value of a tensor, as `if loss > 1:` does, and members may decide "
         "differently. Use torch.where, or a factor of 0 or 1"
     ),
-    "autograd.function": (
-        "it uses a torch.autograd.Function without a rule for vmap. Give it setup_context() and "
-        "generate_vmap_rule = True, or a vmap() of its own"
-    ),
-    "setup_context": (
-        "it uses a torch.autograd.Function without a rule for vmap. Give it setup_context() and "
-        "generate_vmap_rule = True, or a vmap() of its own"
-    ),
-    "vmap: inplace arithmetic": (
-        "it writes values of the members into a tensor that all have in common. Make a new tensor "
-        "in place of `out += ...` or `out[...] = ...`"
-    ),
-    "is not possible because": (
-        "it writes values of the members into a tensor that all have in common. Make a new tensor "
-        "in place of `out += ...` or `out[...] = ...`"
-    ),
+    "autograd.function": _FUNCTION,
+    "setup_context": _FUNCTION,
+    "does not have vmap support": _FUNCTION,
+    "inplace arithmetic": _IN_PLACE,
+    "is not possible because": _IN_PLACE,
+    "the broadcast shape": _IN_PLACE,
     "dynamic": (
         "it makes a tensor whose shape depends on values, as x[mask] and nonzero() do. Use "
         "torch.where, or a weight of 0"
@@ -176,12 +174,14 @@ _ADVICE: Mapping[str, str] = {
 }
 
 
-def _explained(error: Exception) -> ModelError | None:
+def _explained(error: Exception, members: int) -> ModelError | None:
     """Return what to say of a loss that cannot be computed for all at once; None of another."""
     text = str(error)
-    if "vmap" not in text.lower() and "functorch" not in text.lower():
+    words = text.lower()
+    widened = f"the broadcast shape [{members}" in words  # a write without room for the members
+    if not ("vmap" in words or "functorch" in words or widened):
         return None
-    why = next((advice for words, advice in _ADVICE.items() if words in text.lower()), None)
+    why = next((advice for key, advice in _ADVICE.items() if key in words), None)
     first = next(iter(text.splitlines()), type(error).__name__)
     return ModelError(
         "the loss cannot be computed for all members at once: "

@@ -109,7 +109,8 @@ def _place(content: dict[str, Any]) -> _Place:
 
 
 def _key(numbers: dict[str, Any]) -> _Place:
-    return tuple(sorted((k, v) for k, v in numbers.items() if k != "average_iter_time"))
+    left_out = ("average_iter_time", "seed")
+    return tuple(sorted((key, number) for key, number in numbers.items() if key not in left_out))
 
 
 def _manifests(store: Store) -> dict[_Place, list[Manifest]]:
@@ -118,8 +119,8 @@ def _manifests(store: Store) -> dict[_Place, list[Manifest]]:
     for entry in reversed(committed(store.fs, store.folder, store.save_name)):
         manifest = entry.manifest
         if manifest is not None:
-            numbers = {"seed": manifest.seed, "window_iter": manifest.window_iter}
-            places.setdefault(_key({**manifest.counters, **numbers}), []).append(manifest)
+            place = _key({**manifest.counters, "window_iter": manifest.window_iter})
+            places.setdefault(place, []).append(manifest)
     return places
 
 
