@@ -74,7 +74,7 @@ class Vmapped:
                 values[name] = poison
             return self._call(function, args, places, tensors, lent, buffers)
         except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-            if (explained := _explained(error, len(tensors[0]))) is None:
+            if (explained := explain(error, len(tensors[0]))) is None:
                 raise
             raise explained from error
         finally:
@@ -154,7 +154,16 @@ _IN_PLACE = (
     "it writes values of the members into a tensor that all have in common. Make a new tensor in "
     "place of `out += ...` or `out[...] = ...`"
 )
+_GRADIENTS = ("does not require grad", "doesn't require grad")
+_INNER = (
+    "it takes a gradient of its own, or hooks one. Use torch.func.grad, which all members can do "
+    "at once"
+)
 _ADVICE = {
+    "torch.utils.checkpoint": (
+        "it computes activations again in the backward pass. Leave torch.utils.checkpoint out"
+    ),
+    "requires_grad_()": _INNER,
     "item()": "it reads a number out of a tensor, with .item(), float() or int(). Keep it a tensor",
     "data-dependent control flow": (
         "it decides by the value of a tensor, as `if loss > 1:` does, and members may decide "
@@ -170,16 +179,22 @@ _ADVICE = {
         "it makes a tensor whose shape depends on values, as x[mask] and nonzero() do. Use "
         "torch.where, or a weight of 0"
     ),
-    "torch.compile": "it is compiled. Leave torch.compile out",
+    **dict.fromkeys(_GRADIENTS, _INNER),
 }
 
 
-def _explained(error: Exception, members: int) -> ModelError | None:
-    """Return what to say of a loss that cannot be computed for all at once; None of another."""
+def explain(error: Exception, members: int) -> ModelError | None:
+    """Return what to say of a loss that cannot be computed for all at once; None of another.
+
+    Args:
+        error: what was raised in its forward or backward pass.
+        members: how many there are.
+    """
     text = str(error)
     words = text.lower()
     widened = f"the broadcast shape [{members}" in words  # a write without room for the members
-    if not ("vmap" in words or "functorch" in words or widened):
+    known = ("vmap", "functorch", "torch.utils.checkpoint", *_GRADIENTS)
+    if not (widened or any(word in words for word in known)):
         return None
     why = next((advice for key, advice in _ADVICE.items() if key in words), None)
     first = next(iter(text.splitlines()), type(error).__name__)

@@ -16,7 +16,7 @@ from helios.functional.precision import Policy
 from helios.functional.stacked import SKIPPED, along, loss_metrics, rows
 from helios.functional.state import Accumulator, Carry, TrainingState
 from helios.functional.transformation import Tensors
-from helios.functional.vmapped import Vmapped
+from helios.functional.vmapped import Vmapped, explain
 from helios.optim.average import Average
 from helios.trainer.many.rules import Rules
 
@@ -138,7 +138,7 @@ class Fold:
                 )
                 loss = Loss(total, weight, counted)
                 check_differentiable(loss, objective.name)
-                torch.autograd.backward(total, torch.ones_like(total), inputs=wanted)
+                _backward(total, wanted)
             grads = {
                 name: leaf.grad
                 for name, leaf in zip(names, wanted, strict=True)
@@ -212,6 +212,16 @@ class Fold:
                     rows(average, member), rows(carry.params, member), done, donate=True
                 )
         return dict(average)
+
+
+def _backward(total: torch.Tensor, leaves: list[Any]) -> None:
+    """Add the gradients of every member's loss to those of its rows."""
+    try:
+        torch.autograd.backward(total, torch.ones_like(total), inputs=leaves)
+    except RuntimeError as error:
+        if (explained := explain(error, len(total))) is None:
+            raise
+        raise explained from error
 
 
 def _host(tensor: torch.Tensor) -> Any:

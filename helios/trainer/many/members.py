@@ -63,6 +63,7 @@ def check_members(members: Sequence[Model]) -> None:
                 f"{name!r} keeps an average of the class {type(member.average).__name__}; members "
                 "that are trained at once may have helios.optim.average"
             )
+        _check_modules(member)
         _check_places(member)
         _check_same(member, first)
 
@@ -94,8 +95,13 @@ def _differences(a: Any, b: Any) -> tuple[Any, Any]:
     return {key: a.get(key) for key in keys}, {key: b.get(key) for key in keys}
 
 
-def _modules(model: Model) -> dict[str, type]:
-    return {path: type(module) for path, module in model.named_modules()}
+def _modules(model: Model) -> dict[str, str]:
+    # By name: a module with parametrisations has a class of its own.
+    return {
+        path: f"{type(module).__module__}.{type(module).__qualname__}"
+        for path, module in model.named_modules()
+        if path
+    }
 
 
 def _tensors(model: Model, kind: str) -> dict[str, str | None]:
@@ -112,6 +118,21 @@ def _tensors(model: Model, kind: str) -> dict[str, str | None]:
         trained = " trained" if tensor.requires_grad else ""
         found[path] = f"{shape}{trained}" if same == path else f"the same as {same}"
     return found
+
+
+def _check_modules(model: Model) -> None:
+    """Raise if a module does what torch.func.vmap does not see through."""
+    for path, module in model.named_modules():
+        if hasattr(module, "_orig_mod"):
+            raise ModelError(
+                f"{path!r} of {model.save_name!r} is compiled; members that are trained at once "
+                "are not. Leave torch.compile out, or train the members one by one"
+            )
+        if getattr(module, "sparse", False) is True:
+            raise ModelError(
+                f"{type(module).__name__} {path!r} of {model.save_name!r} has sparse gradients; "
+                "members that are trained at once have dense ones. Leave sparse=True out"
+            )
 
 
 def _check_places(model: Model) -> None:

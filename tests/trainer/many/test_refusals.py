@@ -115,6 +115,66 @@ def test_a_function_with_a_rule_is_fine():
     train(lambda name, _: Base(name, lambda m, b: Ruled.apply(error_of(m, b)).mean()))
 
 
+def test_computing_activations_again():
+    def loss(model, batch):
+        out = torch.utils.checkpoint.checkpoint(model.net, batch[0], use_reentrant=False)
+        return (out - batch[1]).square().mean()
+
+    refused(loss, "Leave torch.utils.checkpoint out")
+
+
+def test_a_gradient_within_the_loss():
+    def penalty(model, batch):
+        x = batch[0].clone().requires_grad_()
+        [slope] = torch.autograd.grad(model.net(x).sum(), x, create_graph=True)
+        return error_of(model, batch).mean() + slope.square().mean()
+
+    def hooked(model, batch):
+        out = model.net(batch[0])
+        out.register_hook(lambda grad: 2 * grad)
+        return (out - batch[1]).square().mean()
+
+    refused(penalty, "Use torch.func.grad")
+    refused(hooked, "Use torch.func.grad")
+
+
+def test_a_gradient_by_torch_func_is_fine():
+    def loss(model, batch):
+        slope = torch.func.grad(lambda x: model.net(x).square().sum())(batch[0])
+        return error_of(model, batch).mean() + slope.square().mean()
+
+    train(lambda name, _: Base(name, loss))
+
+
+def test_a_compiled_module():
+    class Compiled(zoo.Line):
+        def setup(self, fast_init=False):
+            super().setup()
+            self.net = torch.compile(self.net, backend="eager")
+
+    with pytest.raises(ModelError, match="'net' of 'a' is compiled"):
+        fit(None, members(Compiled, "ab"), Batches(zoo.regression(3)))
+
+
+def test_sparse_gradients():
+    class Sparse(zoo.Line):
+        def setup(self, fast_init=False):
+            super().setup()
+            self.table = nn.Embedding(3, 3, sparse=True)
+
+    with pytest.raises(ModelError, match="Embedding 'table' of 'a' has sparse gradients"):
+        fit(None, members(Sparse, "ab"), Batches(zoo.regression(3)))
+
+
+def test_parametrised_modules_are_fine():
+    class Normed(zoo.Line):
+        def setup(self, fast_init=False):
+            super().setup()
+            torch.nn.utils.parametrize.register_parametrization(self.net, "weight", nn.Tanh())
+
+    fit(None, members(Normed, "ab"), Batches(zoo.regression(3)), steps=2)
+
+
 def test_what_torch_says_is_in_the_message():
     refused(lambda m, b: error_of(m, b).mean().item(), "torch says: vmap: It looks like")
 
