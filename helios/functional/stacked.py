@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from helios.errors import StateMismatchError
 from helios.functional.loss import Loss
 from helios.functional.metrics import Mean, Metrics
-from helios.functional.state import Accumulator, Carry, TrainingState
+from helios.functional.state import Accumulator, Carry, TrainingState, take_carry
 from helios.functional.transformation import Tensors
 
 SKIPPED = "<skipped>"
@@ -94,7 +94,7 @@ def member_state(state: TrainingState, member: int) -> TrainingState:
         Stacking the states of all members gives the state of all, bit for bit
         (``tests/functional/test_stacked.py``).
     """
-    carry = state.carry
+    carry = take_carry(state)
     best: Any = carry.best
     opt_state = {name: value for name, value in carry.opt_state.items() if name != SKIPPED}
     own = Carry(
