@@ -8,10 +8,12 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
+import torch
 from torch.utils.data import Sampler
 
 from helios.core.rng import preserved_rng
 from helios.data.checks import check_integer
+from helios.data.order import batches_of
 from helios.data.pieces import spans
 from helios.data.samplers import ResumableSampler
 from helios.functional.rng import fold
@@ -19,10 +21,13 @@ from helios.functional.share import Shares
 
 
 class BatchIndices(NamedTuple):
-    """What a worker is asked for: the indices of one batch, and their epoch, counted from 0."""
+    """What a worker is asked for: the indices of one batch, and their epoch, counted from 0.
+
+    The indices are a list; for a dataset that is cut, also a range or a tensor ``i64[batch]``.
+    """
 
     epoch: int
-    indices: list[Any]
+    indices: Any
 
 
 class Dealing(msgspec.Struct):
@@ -58,19 +63,28 @@ class KeyedBatchSampler(Sampler[BatchIndices]):
         drop_last: leave out a last batch that is smaller.
         seed: the seed of the loader.
         shared: whether ranks share a micro-batch; if not, each computes all of it.
+        device: where indices are wanted as tensors, or as ranges, if the sampler has them so; None
+            for lists.
 
     Attributes:
         dealing: how the iterations begun from now on share their batches; None for whole ones.
     """
 
     def __init__(
-        self, sampler: Any, batch_size: int, drop_last: bool, seed: int, shared: bool = True
+        self,
+        sampler: Any,
+        batch_size: int,
+        drop_last: bool,
+        seed: int,
+        shared: bool = True,
+        device: torch.device | None = None,
     ) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.seed = seed
         self.shared = shared
+        self.device = device
         self.dealing: Dealing | None = None
         self._epoch = 0
         self._start_iter = 0
@@ -105,7 +119,7 @@ class KeyedBatchSampler(Sampler[BatchIndices]):
         epoch = getattr(self.sampler, "epoch", self._epoch)
         epoch = epoch if isinstance(epoch, int) else self._epoch
         if self.resumable:
-            batches = self._cut(epoch, iter(self.sampler))
+            batches = self._cut(epoch, self.sampler.start_iter)
         else:
             batches = self._cut_foreign(epoch, self._start_iter)
         return batches if self.dealing is None else self._deal(batches, self.dealing)
@@ -121,9 +135,13 @@ class KeyedBatchSampler(Sampler[BatchIndices]):
                 dealing.dealt.append((index, count, samples))
                 yield BatchIndices(epoch, indices[span])
 
-    def _cut(self, epoch: int, numbers: Iterator[Any]) -> Iterator[BatchIndices]:
-        while self._whole(indices := list(islice(numbers, self.batch_size))):
-            yield BatchIndices(epoch, indices)
+    def _cut(self, epoch: int, start: int) -> Iterator[BatchIndices]:
+        # As in the sampler's own iterations, the first batch that is asked for uses up the start.
+        self.sampler.start_iter = 0
+        order = self.sampler.indices(epoch, start)
+        for indices in batches_of(order, self.batch_size, self.device):
+            if self._whole(indices):
+                yield BatchIndices(epoch, indices)
 
     def _cut_foreign(self, epoch: int, start: int) -> Iterator[BatchIndices]:
         self._start_iter = 0
@@ -139,5 +157,5 @@ class KeyedBatchSampler(Sampler[BatchIndices]):
                 yield BatchIndices(epoch, indices)
             number += 1
 
-    def _whole(self, indices: list[Any]) -> bool:
-        return len(indices) == self.batch_size or bool(indices and not self.drop_last)
+    def _whole(self, indices: Any) -> bool:
+        return len(indices) == self.batch_size or (len(indices) > 0 and not self.drop_last)

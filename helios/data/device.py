@@ -36,7 +36,12 @@ def move_to_device(batch: Any, device: torch.device | str, non_blocking: bool = 
         True
     """
     target = torch.device(device)
-    return _move(batch, target, non_blocking and target.type != "cpu")
+    non_blocking = non_blocking and target.type != "cpu"
+    return each_tensor(
+        batch,
+        lambda tensor: tensor.to(target, non_blocking=non_blocking),
+        lambda part: sent(part, target, non_blocking),
+    )
 
 
 def mover(device: torch.device | str) -> Callable[[Any], Any]:
@@ -48,26 +53,56 @@ def mover(device: torch.device | str) -> Callable[[Any], Any]:
     target = torch.device(device)
     if target.type == "cpu":
         return _identity
-    return functools.partial(_move, device=target, non_blocking=True)
+    return functools.partial(move_to_device, device=target)
+
+
+def pinned(batch: Any) -> Any:
+    """Copy every tensor of a batch that is on the CPU to page-locked memory.
+
+    Copies from there to a device run in the background. It needs an accelerator.
+    """
+    return each_tensor(batch, pinned_tensor, _identity)
+
+
+def pinned_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor to page-locked memory, if it is on the CPU and not there yet."""
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+
+
+def sent(part: Any, device: torch.device, non_blocking: bool) -> Any:
+    """Move what is no tensor, but has a ``.to``, to a device."""
+    kind: Any = type(part)
+    keyword = {"non_blocking": non_blocking} if _takes_non_blocking(kind) else {}
+    return part.to(device, **keyword)
 
 
 def _identity(batch: Any) -> Any:
     return batch
 
 
-def _move(batch: Any, device: torch.device, non_blocking: bool) -> Any:
+def each_tensor(
+    batch: Any, leaf: Callable[[torch.Tensor], Any], other: Callable[[Any], Any]
+) -> Any:
+    """Apply a function to every tensor of a batch, and keep its structure.
+
+    Args:
+        batch: tensors in any structure; see `move_to_device`.
+        leaf: what is done with a tensor.
+        other: what is done with anything else that has a ``.to``.
+
+    Returns:
+        ``batch`` itself if nothing in it was replaced.
+    """
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=non_blocking)
+        return leaf(batch)
     if batch is None or isinstance(batch, (str, bytes, int, float, complex)):
         return batch
 
     def move(part: Any) -> Any:
-        return _move(part, device, non_blocking)
+        return each_tensor(part, leaf, other)
 
     if callable(getattr(batch, "to", None)) and not isinstance(batch, type):
-        kind: Any = type(batch)
-        keyword = {"non_blocking": non_blocking} if _takes_non_blocking(kind) else {}
-        return batch.to(device, **keyword)
+        return other(batch)
     if isinstance(batch, Mapping):
         return _move_mapping(batch, move)
     if isinstance(batch, msgspec.Struct):

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from helios.data.checks import check_flag, check_integer, length_of
+from helios.data.order import Order
 from helios.data.samplers import SAMPLER_REGISTRY, ResumableSampler, shuffled
 from helios.errors import DataError
 from helios.functional.share import Shares
@@ -101,8 +102,11 @@ class ResumableDistributedSampler(ResumableSampler):
         """The samples that stand twice in an epoch, over all ranks: the end of the last batch."""
         return max(len(self) * self._world - self._size, 0)
 
-    def indices(self, epoch: int, start: int) -> Iterator[int]:
+    def indices(self, epoch: int, start: int) -> Order:
         """Return this rank's indices from batch ``start`` on."""
+        return Order(self._shares(epoch, start))
+
+    def _shares(self, epoch: int, start: int) -> Iterator[torch.Tensor]:
         if self._shuffle:
             order = shuffled(self._size, self.seed, epoch)
         else:
@@ -114,7 +118,7 @@ class ResumableDistributedSampler(ResumableSampler):
         for position in range(start * whole, total, whole):
             share = (min(position + whole, total) - position) // self._world
             first = position + self._rank * share
-            yield from order[first : first + share].tolist()
+            yield order[first : first + share]
 
 
 def is_own(sampler: Any, shares: Shares) -> bool:

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader
 
 from helios.data.batches import Dealing, KeyedBatchSampler
+from helios.data.cutting import TensorBatches, as_it_is
 from helios.data.deaths import hold_back, let_go
+from helios.data.device import pinned
 from helios.data.distributed import is_own
 from helios.data.pieces import Deal, cut, has_samples, own, repeated, samples_of
 from helios.data.stream import KeyedStream
@@ -166,6 +168,16 @@ class IndexedFeed(WorkerFeed):
         finally:
             self.plan.dealing = None
         return self._collected(batches, dealing), 0
+
+    def iterate(self) -> Any:
+        """Begin an iteration. Whole batches are cut without the loader's own, which costs more."""
+        loader = self.loader
+        dataset = loader.dataset
+        if type(dataset) is not TensorBatches or loader.collate_fn is not as_it_is:
+            return super().iterate()
+        dataset.begin()
+        batches = map(dataset.__getitems__, self.plan)
+        return map(pinned, batches) if loader.pin_memory else batches
 
     def _collected(self, batches: Iterator[Any], dealing: Dealing) -> Iterator[list[Piece]]:
         pieces: list[Piece] = []

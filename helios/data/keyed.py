@@ -8,7 +8,13 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset, Subset, TensorDataset, get_worker_info
+from torch.utils.data import (
+    ConcatDataset,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    get_worker_info,
+)
 
 from helios.core.rng import preserved_rng, seed_all
 from helios.data.batches import BatchIndices
@@ -71,46 +77,16 @@ class KeyedDataset(torch.utils.data.Dataset[Any]):
         if self._together:
             numbers = map(_number, batch.indices)
             seed(fold(self.seed, "samples", batch.epoch, *numbers))
-            with _Naming(batch.epoch) as naming:
+            with Naming(batch.epoch) as naming:
                 naming.index = batch.indices
                 return list(self.dataset.__getitems__(batch.indices))
         samples = []
-        with _Naming(batch.epoch) as naming:
+        with Naming(batch.epoch) as naming:
             for index in batch.indices:
                 naming.index = index
                 seed(fold(self.seed, "sample", batch.epoch, _number(index)))
                 samples.append(self.dataset[index])
         return samples
-
-
-class TensorBatches(torch.utils.data.Dataset[Any]):
-    """Cuts whole batches out of a `TensorDataset`, by one indexing operation per tensor.
-
-    The result has the bits, the shapes and the strides of the samples' default collation.
-
-    Args:
-        dataset: a dataset for which `can_be_cut` holds.
-    """
-
-    def __init__(self, dataset: TensorDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return a sample."""
-        return self.dataset[index]
-
-    def __getitems__(self, batch: BatchIndices) -> list[torch.Tensor]:
-        """Return the batch: one tensor ``[batch, ...]`` for each of the dataset's."""
-        with _Naming(batch.epoch) as naming:
-            naming.index = batch.indices
-            index = torch.tensor(batch.indices, dtype=torch.int64)
-            if min(batch.indices) < 0:
-                index = torch.where(index < 0, index + len(self.dataset), index)
-            return [t.index_select(0, index.to(t.device)) for t in self.dataset.tensors]
 
 
 def draws_nothing(dataset: Any) -> bool:
@@ -124,7 +100,15 @@ def draws_nothing(dataset: Any) -> bool:
         return draws_nothing(dataset.dataset)
     if type(dataset) is ConcatDataset:
         return all(draws_nothing(part) for part in dataset.datasets)
+    if type(dataset) is StackDataset:
+        return all(draws_nothing(part) for part in parts_of(dataset))
     return type(dataset) is TensorDataset or type(dataset) in _PLAIN
+
+
+def parts_of(dataset: Any) -> list[Any]:
+    """Return what a `StackDataset` is a stack of."""
+    stacked = dataset.datasets
+    return list(stacked.values() if isinstance(stacked, dict) else stacked)
 
 
 def fetches_together(dataset: Any) -> bool:
@@ -137,38 +121,28 @@ def fetches_together(dataset: Any) -> bool:
     return callable(getattr(dataset, "__getitems__", None))
 
 
-def can_be_cut(dataset: Any) -> bool:
-    """Tell whether batches of ``dataset`` can be cut from its tensors in one go each."""
-    if type(dataset) is not TensorDataset or len(dataset) == 0:
-        return False
-    if any(type(t) is not torch.Tensor or t.layout is not torch.strided for t in dataset.tensors):
-        return False
-    try:
-        TensorBatches(dataset).__getitems__(BatchIndices(0, [0]))
-    except RuntimeError:  # some rare dtypes cannot be indexed
-        return False
-    return True
-
-
-class _Naming:
+class Naming:
     """Adds to an exception of the dataset which index it was raised for."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
         self.index: Any = None
 
-    def __enter__(self) -> _Naming:
+    def __enter__(self) -> Naming:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        if isinstance(self.index, (range, torch.Tensor)):
+            self.index = list(self.index) if type(self.index) is range else self.index.tolist()
         if isinstance(error, StopIteration):
             # It would end the epoch without a word.
             raise DataError(
                 f"dataset[{self.index}] raised StopIteration in epoch {self.epoch}; a dataset "
                 "raises IndexError for an index that it does not have"
             ) from error
-        if error is not None:
-            error.add_note(f"raised by dataset[{self.index}] in epoch {self.epoch} (from 0)")
+        error.add_note(f"raised by dataset[{self.index}] in epoch {self.epoch} (from 0)")
 
 
 def _no_key(key: int) -> None:

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, default_collate
 from helios.core.utils import Registry
 from helios.data.batches import KeyedBatchSampler
 from helios.data.checks import check_integer
+from helios.data.cutting import TensorBatches, as_it_is, can_be_cut
 from helios.data.distributed import ResumableDistributedSampler
-from helios.data.keyed import KeyedDataset, TensorBatches, can_be_cut
+from helios.data.keyed import KeyedDataset
 from helios.data.params import DataLoaderParams
 from helios.data.samplers import (
     ResumableRandomSampler,
@@ -85,10 +86,12 @@ def create_dataloader(
     shared = params.is_distributed is not False
     batch_sampler = KeyedBatchSampler(sampler, params.batch_size, params.drop_last, seed, shared)
     if params.workers == 0 and params.collate_fn is None and can_be_cut(dataset):
+        whole = TensorBatches(dataset)
+        batch_sampler.device = whole.device
         loader = DataLoader(
-            TensorBatches(dataset),
+            whole,
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             **_options(params, seed),
         )
     else:
@@ -160,7 +163,3 @@ def _collate_fn(params: DataLoaderParams) -> Callable[[list[Any]], Any]:
         registered: Callable[[list[Any]], Any] = COLLATE_FN_REGISTRY.get(params.collate_fn)
         return registered
     return default_collate if params.collate_fn is None else params.collate_fn
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -22,7 +22,8 @@ class DataLoaderParams(msgspec.Struct, frozen=True):
         batch_size: samples per micro-batch, over all ranks.
         shuffle: draw the order of the samples anew each epoch.
         num_workers: processes that fetch; 0 to fetch in the main process.
-        pin_memory: copy batches to page-locked memory, where there is an accelerator.
+        pin_memory: copy batches to page-locked memory, where there is an accelerator. A trainer on
+            CUDA does so anyway, as it sends them; with workers, this does it in a thread.
         drop_last: leave out a last batch that is smaller.
         debug_mode: fetch in the main process, whatever ``num_workers`` says.
         is_distributed: whether ranks share every micro-batch. None and, in a `DataModule`, True:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from helios.data.checks import check_integer, length_of
+from helios.data.order import Order
 from helios.data.samplers import SAMPLER_REGISTRY, ResumableSampler
 from helios.functional.rng import fold
 
@@ -145,12 +147,16 @@ class ResumablePermutationSampler(ResumableSampler):
         """Return the number of samples."""
         return self._size
 
-    def indices(self, epoch: int, start: int) -> Iterator[int]:
+    def indices(self, epoch: int, start: int) -> Order:
         """Return the shuffled indices from batch ``start`` on."""
+        return Order(self._blocks(epoch, start))
+
+    def _blocks(self, epoch: int, start: int) -> Iterator[torch.Tensor]:
         position, count = start * self.batch_size, _FIRST
         while position < self._size:
             count = min(count, self._size - position)
             positions = np.arange(count, dtype=np.uint64) + np.uint64(position)
-            yield from _permuted_row(positions, self._size, self.seed, epoch).tolist()
+            row = _permuted_row(positions, self._size, self.seed, epoch)
+            yield torch.from_numpy(row.view(np.int64))  # all below 2**63
             position += count
             count = min(2 * count, _CHUNK)

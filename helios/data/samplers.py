@@ -11,12 +11,11 @@ from torch.utils.data import Sampler
 
 from helios.core.utils import Registry
 from helios.data.checks import check_integer, length_of
+from helios.data.order import Order
 from helios.functional.rng import DEFAULT_SEED, fold
 
 SAMPLER_REGISTRY = Registry("sampler")
 """The registry of samplers, for `create_sampler` and ``DataLoaderParams.sampler``."""
-
-_CHUNK = 1 << 16  # indices turned into Python ints at a time
 
 
 def create_sampler(type_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -138,11 +137,6 @@ def shuffled(size: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(size, generator=generator)
 
 
-def _numbers(order: torch.Tensor) -> Iterator[int]:
-    for first in range(0, len(order), _CHUNK):
-        yield from order[first : first + _CHUNK].tolist()
-
-
 @SAMPLER_REGISTRY.register
 class ResumableRandomSampler(ResumableSampler):
     """Every index once an epoch, in an order that is a function of ``(seed, epoch)``.
@@ -173,9 +167,9 @@ class ResumableRandomSampler(ResumableSampler):
         """Return the number of samples."""
         return self._size
 
-    def indices(self, epoch: int, start: int) -> Iterator[int]:
+    def indices(self, epoch: int, start: int) -> Order:
         """Return the shuffled indices from batch ``start`` on."""
-        return _numbers(shuffled(self._size, self.seed, epoch)[start * self.batch_size :])
+        return Order([shuffled(self._size, self.seed, epoch)[start * self.batch_size :]])
 
 
 @SAMPLER_REGISTRY.register

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from helios.core.rng import preserved_rng
@@ -14,12 +15,15 @@ from helios.data.checks import check_integer
 from helios.data.deaths import awaiting
 from helios.data.feeds import Feed, IndexedFeed, StreamFeed
 from helios.data.foreign import ForeignFeed
+from helios.data.prefetch import Lane, lane_to, prefetched
 from helios.data.stream import KeyedStream
 from helios.errors import DataError
 from helios.functional.rng import DEFAULT_SEED
 from helios.functional.share import Shares
 
-_KEPT = 4  # snapshots of an iterable dataset: a loop may look ahead of what it has consumed
+# Snapshots of an iterable dataset: a loop may look two batches ahead of what it has consumed, and
+# a lane one further.
+_KEPT = 4
 
 
 class EpochSource:
@@ -46,6 +50,8 @@ class EpochSource:
     Attributes:
         batches_per_epoch: batches of an epoch; None where only the end of the data tells, which
             is always so for iterable datasets.
+        lane: what carries each batch to a device while the one before it is in use; None, as at
+            first, to yield batches as the loader gives them. Positions count what is yielded.
 
     Raises:
         DataError: if the loader has no batches, or if its sampler is that of another rank.
@@ -69,6 +75,7 @@ class EpochSource:
                 f"loader: received {loader!r} ({type(loader).__name__}); expected a DataLoader or "
                 "another iterable of batches"
             )
+        self.lane: Lane | None = None
         self._feed = _feed(loader, sampler, seed, shares)
         self._snapshots: dict[int, Any] = {}
         self._loaded: dict[str, Any] | None = None
@@ -106,7 +113,8 @@ class EpochSource:
         self._note = self._feed.note(thrown) if start else None
         self._snapshots = {}
         self._keep(start - thrown)
-        return self._run(batches, epoch, start, thrown, self._opened)
+        fetched = self._run(batches, epoch, start, thrown, self._opened)
+        return fetched if self.lane is None else prefetched(fetched, self.lane)
 
     def _run(
         self, batches: Iterator[Any], epoch: int, start: int, thrown: int, opened: int
@@ -278,6 +286,17 @@ def source_of(
         if isinstance(loader, DataLoader) or isinstance(sampler, Sampler) or sampler is None:
             return EpochSource(loader, sampler, seed=seed, shares=shares)
     return EpochSource(loaders, seed=seed, shares=shares)
+
+
+def prefetch_to(device: torch.device | str, *sources: EpochSource | None) -> None:
+    """Let batches be on their way to a device while the ones before them are in use.
+
+    That is done for CUDA. For other devices nothing is changed.
+    """
+    lane = lane_to(device)
+    for source in sources:
+        if source is not None and lane is not None:
+            source.lane = lane
 
 
 def _feed(loader: Any, sampler: Any, seed: int, shares: Shares | None) -> Feed:

@@ -57,20 +57,30 @@ def _on(device: torch.device, weight: Any) -> torch.Tensor:
     return torch.full((), weight, dtype=torch.float64, device=device)
 
 
-def unscale(grads: Tensors, device: torch.device, scale: float) -> torch.Tensor:
+def unscale(
+    grads: Tensors,
+    device: torch.device,
+    scale: float,
+    *,
+    alike: bool = False,
+    into: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Divide gradients by the loss scale, in place, and check them on the device.
 
     Args:
         grads: gradients by path.
         device: where to leave the result.
         scale: the loss scale, 1 for none; the bits of finite gradients then stay as they are.
+        alike: whether they are known to be of one device and dtype.
+        into: (optional) f32[] on the device, to be overwritten with the result and returned.
 
     Returns:
         f32[], not 0 if any gradient is NaN or infinite.
     """
-    found = torch.zeros((), device=device)
+    found = torch.zeros((), device=device) if into is None else into.zero_()
     inverse = _one(device) if scale == 1.0 else torch.tensor(1.0 / scale, device=device)
-    for group in _by_kind(grads):
+    groups = [list(grads.values())] if alike and grads else _by_kind(grads)
+    for group in groups:
         torch._amp_foreach_non_finite_check_and_unscale_(group, found, inverse)
     return found
 

@@ -47,8 +47,16 @@ class Binding:
                     f"parameter {name!r} is lazy and has no shape yet; run one batch through the "
                     "network at the end of setup()"
                 )
+        self._leaves: dict[tuple[str, ...], list[nn.Parameter]] = {}
         self.frozen = {n: p for n, p in self.parameters.items() if not p.requires_grad}
         self._slots = _buffer_slots(module)
+
+    def leaves(self, names: tuple[str, ...]) -> list[nn.Parameter]:
+        """Return the parameters of some paths; the same list each time."""
+        found = self._leaves.get(names)
+        if found is None:
+            found = self._leaves[names] = [self.parameters[name] for name in names]
+        return found
 
     def read(self) -> tuple[Tensors, Tensors]:
         """Return private copies of the module's parameters and buffers, by path."""

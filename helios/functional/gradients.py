@@ -9,6 +9,7 @@ dominates, and is what ``vmap`` and whole-step compilation need.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -161,17 +162,15 @@ def differentiate(
         The loss without its graph and without the factors; the gradients by path, of those
         parameters that have one.
     """
-    leaves = [binding.parameters[name] for name in trained]
+    leaves = binding.leaves(trained)
     if window:
         for name, leaf in zip(trained, leaves, strict=True):
             leaf.grad = window.get(name)
+    grads: Tensors = {}
     try:
-        with torch.enable_grad():
-            if policy.dtype is None:
+        with _NOTHING if torch.is_grad_enabled() else torch.enable_grad():
+            with policy.context(leaves[0].device.type) if policy.lowers else _NOTHING:
                 output = objective.loss(batch)
-            else:
-                with policy.context(leaves[0].device.type):
-                    output = objective.loss(batch)
             loss = read_loss(output, objective.name)
             check_differentiable(loss, objective.name)
             factor = scale * times * (1.0 if loss.weight is not None else share)
@@ -180,15 +179,15 @@ def differentiate(
             if through is not None:
                 total, more = through(loss, total)
             torch.autograd.backward(total, inputs=[*leaves, *more] if more else leaves)
-        grads = {
-            name: grad
-            for name, leaf in zip(trained, leaves, strict=True)
-            if (grad := leaf.grad) is not None
-        }
     finally:
-        for leaf in leaves:
-            leaf.grad = None
+        for name, leaf in zip(trained, leaves, strict=True):
+            if (grad := leaf.grad) is not None:
+                grads[name] = grad
+                leaf.grad = None
     return without_graph(loss), grads
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 class FuncEngine:

@@ -73,6 +73,11 @@ class Policy(msgspec.Struct, frozen=True):
             raise ValueError(f"compute: received {self.compute!r}; expected one of {known}")
 
     @property
+    def lowers(self) -> bool:
+        """Whether the loss computes in another dtype than that of its tensors."""
+        return self.compute not in ("float32", "fp32")
+
+    @property
     def dtype(self) -> torch.dtype | None:
         """The dtype to lower to, None for none."""
         return _COMPUTE[_SHORT.get(self.compute, self.compute)]

@@ -113,6 +113,12 @@ class Step:
         if self._custom is None and self._binding is not None:
             make = ENGINES[engine] if isinstance(engine, str) else engine
             self._engine = make(self._binding, model.precision)
+        self._alike = {
+            objective.name: _of_one_kind([self._binding.parameters[name] for name in names])
+            for objective, names in self._trained
+            if self._binding is not None
+        }
+        self._found = torch.zeros(())
         self._subsets: tuple[Tensors | None, dict[str, Tensors]] = (None, {})
 
     def __call__(
@@ -230,7 +236,11 @@ class Step:
     ) -> bool:
         """Unscale and check the gradients of an update; tell whether it is to be applied."""
         total = window.total
-        found = accumulate.unscale(grads, total.device, 1.0 if scale is None else scale.scale)
+        factor = 1.0 if scale is None else scale.scale
+        alike = self._alike[objective.name]
+        # On the CPU it is read at once, so one tensor serves every update.
+        into = self._found if total.is_cpu else None
+        found = accumulate.unscale(grads, total.device, factor, alike=alike, into=into)
         if self._deferred is not None and scale is None:
             if objective is self._trained[0][0]:  # the others belong to the same update
                 self._deferred.check()
@@ -265,6 +275,10 @@ class Step:
         if all(new[n] is subset[n] for n in names):
             return params, opt
         return {**params, **new}, opt
+
+
+def _of_one_kind(tensors: list[Any]) -> bool:
+    return len({(tensor.device, tensor.dtype) for tensor in tensors}) == 1
 
 
 def _check_custom(before: TrainingState, after: Any) -> TrainingState:

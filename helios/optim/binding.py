@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.optim import optimizer as watched
 
 from helios.errors import StateMismatchError
 from helios.functional.transformation import Tensors
-from helios.optim.forms import FORMS, Function
+from helios.optim.direct import Direct, observed
+from helios.optim.forms import FORMS
 from helios.optim.slots import Build, trainable
 
 OptState = dict[str, Any]
@@ -56,7 +56,8 @@ class Binding:
         fused = bool(self._group.get("fused"))
         self._elementwise = type(self._optimizer) in ELEMENTWISE and not fused
         self._pending: dict[str, frozenset[str]] = {}
-        self._direct: tuple[Function, list[list[Any]], dict[str, Any]] | None = None
+        self._has_form = type(self._optimizer) in FORMS
+        self._direct: Direct | None = None
         self._bind_slots()
 
     def _bind_slots(self) -> None:
@@ -89,9 +90,9 @@ class Binding:
         """
         if lr is not None:
             self._group["lr"] = lr
-        whole = self._elementwise and list(grads) == self._paths
+        whole = list(grads) == self._paths
         try:
-            if whole:
+            if whole and self._elementwise:
                 # The common case: nothing to look up. Assigning checks what is assigned.
                 for leaf, grad in zip(self._in_order, grads.values(), strict=True):
                     leaf.grad = grad
@@ -100,8 +101,8 @@ class Binding:
         except (AttributeError, KeyError, RuntimeError, TypeError):
             self._check(grads)
             raise
-        if whole and not self._pending and not _observed():
-            self._call(list(grads.values()), lr)
+        if whole and self._has_form and not (self._pending or isinstance(lr, torch.Tensor)):
+            self._step(lr)
         else:
             if self._pending:
                 self._start(grads)
@@ -112,20 +113,16 @@ class Binding:
         self._opt_state["count"] += 1
         return self._params, self._opt_state
 
-    def _call(self, grads: list[torch.Tensor], lr: Any) -> None:
-        """Do what ``step()`` does, with lists that are gathered once."""
+    def _step(self, lr: Any) -> None:
+        """Do what the optimizer's ``step()`` does, all of its state being there."""
+        grads: list[Any] = [leaf.grad for leaf in self._in_order]
+        if any(grad is None or grad.is_sparse for grad in grads) or observed():
+            self._optimizer.step()
+            return
         if self._direct is None:
-            form = FORMS[type(self._optimizer)]
-            options = form.options(self._group)
-            if "has_complex" in form.takes:
-                options["has_complex"] = any(map(torch.is_complex, self._in_order))
-            lists = form.lists([self._slots[path] for path in self._paths])
-            self._direct = form.function, lists, options
-        function, lists, options = self._direct
-        if lr is not None and "lr" in options:
-            options["lr"] = lr
-        with torch.no_grad():
-            function(self._in_order, grads, *lists, **options)
+            slots = [self._slots[path] for path in self._paths]
+            self._direct = Direct(type(self._optimizer), self._group, self._in_order, slots)
+        self._direct(grads, lr)
 
     def _take(self, grads: Tensors) -> None:
         for path, grad in grads.items():
@@ -165,15 +162,6 @@ class Binding:
                     f"grads[{path!r}]: received {_kind(grad)}; expected that of the parameter, "
                     f"{_kind(leaf)}"
                 )
-
-
-def _observed() -> bool:
-    """Tell whether somebody watches ``Optimizer.step``: a hook on all optimizers, or a profiler."""
-    return bool(
-        watched._global_optimizer_pre_hooks
-        or watched._global_optimizer_post_hooks
-        or torch._C._autograd._profiler_enabled()
-    )
 
 
 def _laid_out(grad: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:

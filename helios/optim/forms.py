@@ -84,3 +84,17 @@ FORMS: dict[type[torch.optim.Optimizer], Form] = {
     torch.optim.ASGD: _form(asgd.asgd, "ax", "mu", "eta", "step"),
 }
 """The form of each class that has one."""
+
+SAME_BITS_TOGETHER = frozenset(
+    {
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.Adagrad,
+        torch.optim.RMSprop,
+        torch.optim.Adamax,
+        torch.optim.Adadelta,
+        torch.optim.Rprop,
+    }
+)
+"""Classes whose ``foreach`` implementation has the bits of the one by one, in float32 and 64."""

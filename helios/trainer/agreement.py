@@ -43,6 +43,7 @@ class Agreement:
         self._stop_asked = stop_asked
         self._signals = signals
         self._ranks = Ranks() if ranks is None else ranks
+        self._alone = not self._ranks.several
         self._leaving: int | None = None
         self._in_step = in_step
         self._stopping = False  # whether a hook of this rank has asked to stop, once for all
@@ -55,7 +56,7 @@ class Agreement:
         Raises:
             Interrupted: if a signal has come, to whichever rank.
         """
-        number = self._leaving if self._ranks.several else self._received()
+        number = self._received() if self._alone else self._leaving
         if number is not None:
             raise Interrupted(number)
 
@@ -68,8 +69,9 @@ class Agreement:
         Raises:
             Interrupted: if a signal has come, and there is one rank alone.
         """
-        if not self._ranks.several:
+        if self._alone:
             self.check()
+            return False
         return self._received() is not None and not self._in_step
 
     def after_update(self, *, is_last: bool) -> bool:
@@ -78,7 +80,7 @@ class Agreement:
         Args:
             is_last: whether it was the last of its window.
         """
-        if not self._ranks.several:
+        if self._alone:
             return self._stop_asked()
         self._asked()  # a hook that asks within a window, and not any more at its end, has asked
         return is_last and self.ballot.carried() and self.after_event()

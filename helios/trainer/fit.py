@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from helios.core.logging import Loggers, open_loggers
 from helios.data import DataModule, EpochSource, mover, source_of
+from helios.data.source import prefetch_to
 from helios.errors import DataError
 from helios.functional.binding import bind
 from helios.functional.nonfinite import Deferred
@@ -93,6 +94,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             state = resume(trainer, model, state, content, path)
             datamodule.seed = state.seed
         train, valid = sources(datamodule, stack, division.shares)
+        prefetch_to(trainer.device, train, valid)
         plan = make_plan(trainer, train, valid)
         check_same(ranks, state, plan)
         environment_now = fingerprint(model, datamodule, trainer.non_finite)
@@ -257,6 +259,7 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             trainer.say("There is no test set: nothing to test", loggers.logger)
             return
         stack.enter_context(contextlib.closing(source))
+        prefetch_to(trainer.device, source)
         if trainer.print_banner and not trainer.is_introduced:
             trainer.say(banner(model, None, trainer.device, division.describe()))
         results = evaluate_test(state, hooks, source, mover(trainer.device), agreement)

@@ -49,4 +49,4 @@ class Hooks:
 
     def stop_asked(self) -> bool:
         """Tell whether a plugin or the model asks to stop."""
-        return any(stop() for stop in self._stops)
+        return bool(self._stops) and any(stop() for stop in self._stops)

@@ -3,10 +3,13 @@ import signal
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
+import helios
 from helios.errors import DataError
+from tests import zoo
 from tests.data.samples import Noisy, digest
+from tests.trainer import runs
 
 
 def workers_of(source):
@@ -135,3 +138,51 @@ def test_the_end_of_another_child_is_passed_on_to_the_user_s_own_handler(opened)
         source.close()
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+class Named(Dataset):
+    """Samples that say which process has fetched them."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return torch.ones(3), torch.ones(1), os.getpid()
+
+
+class Asking(zoo.Line):
+    """Notes the processes that each training epoch and each validation got its samples from."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_training_epoch_start(self, current_epoch):
+        self.seen.append(set())
+
+    def loss(self, batch):
+        x, y, processes = batch
+        self.seen[-1].update(processes.tolist())
+        return super().loss((x, y))
+
+    def on_validation_start(self, validation_cycle):
+        self.seen.append(set())
+
+
+class Rows(IterableDataset):
+    def __iter__(self):
+        return map(Named(8).__getitem__, range(8))
+
+
+@pytest.mark.parametrize("make", [lambda: Named(8), Rows], ids=["indexed", "stream"])
+def test_a_fit_starts_its_workers_once(make):
+    data = helios.data.from_datasets(train=make(), valid=make(), batch_size=2, num_workers=2)
+    model = Asking()
+    assert runs.trainer(unit="epoch", steps=3, valid_frequency=1).fit(model, data)
+    training, validation = set.union(*model.seen[::2]), set.union(*model.seen[1::2])
+    assert model.seen == [training, validation] * 3
+    assert (len(training), len(validation), len(training | validation)) == (2, 2, 4)
+    assert os.getpid() not in training | validation

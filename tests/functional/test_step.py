@@ -360,4 +360,4 @@ def test_metrics_are_weighted_by_samples_and_kept_as_sums():
     for size in (4, 2):
         state = step(state, batches_for(model, 1, size=size)[0])
     assert state.carry.metrics["accuracy"].weight == 6
-    assert state.carry.metrics["accuracy"].total.dtype is torch.float64
+    assert type(state.carry.metrics["accuracy"].total) is float

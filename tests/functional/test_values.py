@@ -60,9 +60,24 @@ def test_a_metric_without_samples_is_nan():
 
 
 def test_a_metric_keeps_no_graph():
-    value = torch.ones((), requires_grad=True) * 2
+    value = torch.ones((), requires_grad=True, device="meta") * 2
     assert not as_mean("x", value, 3).total.requires_grad
     assert not as_mean("x", Mean(value, 1), 3).total.requires_grad
+
+
+def test_a_metric_on_a_device_stays_there_in_float64():
+    total = as_mean("x", torch.ones((), device="meta"), 3).total
+    assert (total.device.type, total.dtype) == ("meta", torch.float64)
+
+
+def test_a_metric_in_the_memory_of_the_cpu_is_a_number_of_the_same_bits():
+    value = torch.tensor(0.1, requires_grad=True)
+    total = as_mean("x", value, 3).total
+    assert type(total) is float
+    assert total.hex() == (value.detach().double() * 3).item().hex()
+    assert (
+        as_mean("x", torch.tensor([0.1, 0.2]), 2).total == torch.tensor([0.1, 0.2]).double().sum()
+    )
 
 
 def test_metrics_merge_by_name():

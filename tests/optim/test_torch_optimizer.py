@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from helios.errors import StateMismatchError
 from helios.functional.tree import clone, first_difference
@@ -302,3 +303,24 @@ def test_a_gradient_that_does_not_fit_is_refused(
     optimizer = SGD(fused=fused)
     with pytest.raises(error, match=message):
         optimizer.update(grad, optimizer.init(params), params, donate=donate)
+
+
+def test_a_hook_on_all_optimizers_sees_every_update():
+    seen, optimizer, params = [], AdamW(lr=0.1), make_params()
+    state = optimizer.init(params)
+    handle = register_optimizer_step_post_hook(
+        lambda optimizer, args, kwargs: seen.append(type(optimizer).__name__)
+    )
+    try:
+        for grads in make_grads(params, 3):
+            optimizer.update(grads, state, params, donate=True)
+    finally:
+        handle.remove()
+    assert seen == ["AdamW"] * 3
+
+
+def test_a_profiler_sees_every_update():
+    with torch.profiler.profile() as profile:
+        functional(AdamW(lr=0.1), make_params(), make_grads(make_params(), 3), donate=True)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["Optimizer.step#AdamW.step"] >= 3
