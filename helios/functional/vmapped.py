@@ -11,7 +11,7 @@ from torch._C import _functorch
 
 from helios.errors import ModelError
 from helios.functional.differs import Differs
-from helios.functional.direct import Direct
+from helios.functional.shortcuts import Shortcuts
 from helios.functional.transformation import Tensors
 from helios.functional.tree import flatten, unflatten
 
@@ -37,10 +37,18 @@ class Vmapped:
     def __init__(
         self, module: nn.Module, differing: Sequence[tuple[nn.Module, str, Differs]] = ()
     ) -> None:
-        self._parameters = list(_places(module, "_parameters").values())
-        self._buffers = _places(module, "_buffers")
+        places = [*_places(module, "_parameters").values()]
+        buffers = _places(module, "_buffers")
+        self._count = len(places)
+        self._names = list(buffers)
+        self._slots = [
+            (slots, key, index)
+            for index, owners in enumerate([*places, *buffers.values()])
+            for slots, key in owners
+        ]
+        self._first = [owners[0] for owners in buffers.values()]
         self._differing = [(vars(owner), name, value) for owner, name, value in differing]
-        self._direct = Direct()
+        self._shortcuts = Shortcuts()
         torch.func.vmap(torch.neg)(torch.zeros(1))  # it registers its rules at its first call
 
     def __call__(
@@ -64,38 +72,32 @@ class Vmapped:
         Raises:
             ModelError: if it does what cannot be done for all members at once.
         """
-        lent = [name for name in self._buffers if name in buffers]
-        places = [*self._parameters, *(self._buffers[name] for name in lent)]
-        tensors = [*params, *(buffers[name] for name in lent)]
-        before = [slots[key] for owners in places for slots, key in owners]
+        tensors = [*params, *(buffers[name] for name in self._names)]
+        before = [slots[key] for slots, key, _ in self._slots]
         hidden = [values.get(name, _MISSING) for values, name, _ in self._differing]
         try:
             for values, name, poison in self._differing:
                 values[name] = poison
-            return self._call(function, args, places, tensors, lent, buffers)
+            value, reassigned = self._call(function, args, tensors)
         except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
             if (explained := explain(error, len(tensors[0]))) is None:
                 raise
             raise explained from error
         finally:
-            own = iter(before)
-            for owners in places:
-                for slots, key in owners:
-                    slots[key] = next(own)
-            for (values, name, _), value in zip(self._differing, hidden, strict=True):
-                values[name] = value
-                if value is _MISSING:
+            for (slots, key, _), own in zip(self._slots, before, strict=True):
+                slots[key] = own
+            for (values, name, _), own in zip(self._differing, hidden, strict=True):
+                values[name] = own
+                if own is _MISSING:
                     del values[name]
+        if reassigned:  # each may be a view of anything
+            buffers = {**buffers, **{name: new.clone() for name, new in reassigned.items()}}
+        return value, buffers
 
     def _call(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        places: list[_Slots],
-        tensors: list[torch.Tensor],
-        lent: list[str],
-        buffers: Tensors,
+        self, function: Callable[..., Any], args: tuple[Any, ...], tensors: list[torch.Tensor]
     ) -> tuple[Any, Tensors]:
+        """Return what a function returns, and the buffers that it has reassigned."""
         # What torch.func.vmap does, without its flattening of arguments and results: that takes a
         # hundred microseconds, as long as the loss of a small network.
         members = len(tensors[0])
@@ -103,26 +105,22 @@ class Vmapped:
         level = _functorch._vmap_increment_nesting(members, "different")
         try:
             given = [_functorch._add_batch_dim(tensor, 0, level) for tensor in tensors]
-            for owners, tensor in zip(places, given, strict=True):
-                for slots, key in owners:
-                    slots[key] = tensor
-            with self._direct:
+            for slots, key, index in self._slots:
+                slots[key] = given[index]
+            with self._shortcuts:
                 value = function(*args)
             parts, structure = flatten(value)
             for i, part in enumerate(parts):
                 if isinstance(part, torch.Tensor):
                     parts[i] = _functorch._remove_batch_dim(part, level, members, 0)
-            for name, tensor in zip(lent, given[len(self._parameters) :], strict=True):
-                slots, key = self._buffers[name][0]
+            for index, (slots, key) in enumerate(self._first):
                 now = slots[key]
-                if now is not tensor and now is not None:
+                if now is not given[self._count + index] and now is not None:
                     new = _functorch._remove_batch_dim(now.detach(), level, members, 0)
-                    reassigned[name] = new
+                    reassigned[self._names[index]] = new
         finally:
             _functorch._vmap_decrement_nesting()
-        if reassigned:  # each may be a view of anything
-            buffers = {**buffers, **{name: new.clone() for name, new in reassigned.items()}}
-        return unflatten(structure, parts), buffers
+        return unflatten(structure, parts), reassigned
 
 
 _MISSING: Any = object()

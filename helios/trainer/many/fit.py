@@ -11,6 +11,7 @@ from typing import Any
 from helios.core.distributed import get_dist_info
 from helios.core.logging import Loggers, open_loggers
 from helios.data import DataModule, EpochSource, mover
+from helios.data.source import prefetch_to
 from helios.errors import ConsumedStateError
 from helios.functional.nonfinite import POLICIES
 from helios.functional.plan import Plan
@@ -174,6 +175,7 @@ def _fit(trainer: Trainer, many: Many, datamodule: DataModule) -> None:
             state = resume_all(many, found, trainer.random_seed, trainer.warn)
             datamodule.seed = state.seed
         train, valid = sources(datamodule, stack)
+        prefetch_to(trainer.device, train, valid)
         plan = make_plan(trainer, train, valid)
         environment = fingerprint(many, datamodule, trainer.non_finite)
         environment.update(optimizer=many.optimizers, reduction=kind, ranks=1)

@@ -57,6 +57,7 @@ class Fold:
         self._device_type = device_type
         self._average = average
         self._skip = skip
+        self._found = torch.zeros(())
         self.rules = {
             objective.name: Rules(
                 [pairs[index][0].optimizer for pairs in trained], f"objective {objective.name!r}"
@@ -131,6 +132,7 @@ class Fold:
         wanted = [leaves[name] for name in names]
         for name, leaf in zip(names, wanted, strict=True):
             leaf.grad = window.get(name)
+        grads: Tensors = {}
         try:
             with torch.enable_grad():
                 (total, weight, counted), buffers = self._vmapped(
@@ -139,14 +141,11 @@ class Fold:
                 loss = Loss(total, weight, counted)
                 check_differentiable(loss, objective.name)
                 _backward(total, wanted)
-            grads = {
-                name: leaf.grad
-                for name, leaf in zip(names, wanted, strict=True)
-                if leaf.grad is not None
-            }
         finally:
-            for leaf in wanted:
-                leaf.grad = None
+            for name, leaf in zip(names, wanted, strict=True):
+                if (grad := leaf.grad) is not None:
+                    grads[name] = grad
+                    leaf.grad = None
         if before:
             buffers = _kept_finite(before, buffers)
         if isinstance(weight, torch.Tensor):
@@ -171,7 +170,8 @@ class Fold:
             NonFiniteError: if there are any, unless they are skipped.
         """
         total = window.total
-        found = accumulate.unscale(grads, total.device, 1.0)
+        into = self._found if total.is_cpu else None
+        found = accumulate.unscale(grads, total.device, 1.0, into=into)
         totals, count = _host(total), _host(found)
         if count == 0 and all(map(math.isfinite, totals)):
             return set()

@@ -14,6 +14,7 @@ from helios.functional.transformation import Tensors
 from helios.optim.chain import Chain
 from helios.optim.clip import clip_by_global_norm, clip_by_value
 from helios.optim.forms import FORMS
+from helios.optim.together import FUSED
 from helios.optim.torch_optimizer import TorchOptimizer
 from helios.trainer.many.sweep import NOT_LINEAR, Sweep
 
@@ -52,6 +53,7 @@ class Rules:
             _check_alike(where, index, "the class", rule.cls, first.cls)
             _check_alike(where, index, "the options", _fixed(rule), _fixed(first))
         self._form = FORMS[first.cls]
+        self._fused = FUSED.get(self._form.function, self._form.function)
         self._equal = all(
             alike(rule.options, first.options) and alike(rule.lr, first.lr) for rule in self._rules
         )
@@ -142,7 +144,8 @@ class Rules:
             lr = self._rules[index].learning_rate(state["count"][index])
             if lr is not None and "lr" in options:
                 options["lr"] = lr
-            self._form.function(leaves, own, *slots, **options)
+            function = self._fused if options.get("fused") else self._form.function
+            function(leaves, own, *slots, **options)
         if rests:
             torch._foreach_copy_(rests, firsts)
 

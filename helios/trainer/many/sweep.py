@@ -14,6 +14,7 @@ import torch
 
 from helios.functional.stacked import along
 from helios.optim.forms import Form
+from helios.optim.together import FUSED
 
 NOT_LINEAR = (torch.optim.Rprop, torch.optim.ASGD)
 """Rules that keep step sizes of their own, or averages, in which the rate is."""
@@ -40,7 +41,9 @@ class Sweep:
         options: Mapping[str, Any],
         decays: Sequence[float],
     ) -> None:
-        self._form = form
+        self._function = form.function
+        if options.get("fused"):
+            self._function = FUSED.get(form.function, form.function)
         self._options = {**options, "lr": 1.0}
         if "weight_decay" in options:
             self._options["weight_decay"] = 0.0
@@ -76,7 +79,7 @@ class Sweep:
         if [step.shape for step in self._steps] != [leaf.shape for leaf in leaves]:
             self._steps = [torch.empty_like(leaf) for leaf in leaves]
         torch._foreach_zero_(self._steps)
-        self._form.function(self._steps, list(grads), *slots, **self._options)
+        self._function(self._steps, list(grads), *slots, **self._options)
         for leaf, step, factor in zip(leaves, self._steps, rate, strict=True):
             leaf.addcmul_(step, factor)
 

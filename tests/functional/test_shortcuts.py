@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helios.functional import direct
-from helios.functional.direct import Direct
+from helios.functional import shortcuts
+from helios.functional.shortcuts import Shortcuts
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def taken(monkeypatch):
 
         return call
 
-    ways = {function: counting(way) for function, way in direct._WAYS.items()}
-    monkeypatch.setattr(direct, "_WAYS", ways)
+    ways = {function: counting(way) for function, way in shortcuts._WAYS.items()}
+    monkeypatch.setattr(shortcuts, "_WAYS", ways)
     return counted
 
 
@@ -36,7 +36,7 @@ def compare(function, tensors, in_dims):
     """Compare values and gradients under vmap, with and without the short ways."""
 
     def within(*given):
-        with Direct():
+        with Shortcuts():
             return function(*given)
 
     found = []
@@ -62,7 +62,7 @@ def test_the_gradient_of_a_weight_has_the_layout_of_the_weight():
     weight, x = draw(3, 40, 4).requires_grad_(), draw(5, 4)
 
     def run(w, b):
-        with Direct():
+        with Shortcuts():
             return F.linear(x, w, b).sum()
 
     [grad] = torch.autograd.grad(torch.func.vmap(run)(weight, draw(3, 40)).sum(), weight)
@@ -97,7 +97,7 @@ def test_cross_entropy(taken, labels):
 
 
 def test_cross_entropy_of_nothing_is_nan(taken):
-    with Direct():
+    with Shortcuts():
         out = torch.func.vmap(lambda x: F.cross_entropy(x, torch.tensor([-100])))(draw(2, 1, 3))
     assert taken == [True]
     assert out.isnan().all()
@@ -132,7 +132,7 @@ def test_other_transforms_inside_are_left_to_vmap(taken):
 
 
 def test_outside_of_vmap_nothing_is_taken(taken):
-    with Direct():
+    with Shortcuts():
         out = F.linear(draw(5, 4), draw(6, 4), draw(6))
     assert torch.equal(out, F.linear(draw(5, 4), draw(6, 4), draw(6)))
     assert taken == [False]

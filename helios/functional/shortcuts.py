@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 _Tensor = torch.Tensor
 
 
-class Direct(TorchFunctionMode):
+class Shortcuts(TorchFunctionMode):
     """While it is entered inside of one vmap, calls of some functions take a shorter way.
 
     Law:
-        The values are those of vmap up to rounding (``tests/functional/test_direct.py``).
+        The values are those of vmap up to rounding (``tests/functional/test_shortcuts.py``).
     """
 
     def __torch_function__(
@@ -78,14 +78,14 @@ def _cross_entropy(
     logits = _of_all(input, level)
     if logits is None:
         return None
-    members, rows, classes = logits.shape
+    # With the classes before the rows, where the kernel of the CPU is five times as fast.
     losses = F.cross_entropy(
-        logits.reshape(members * rows, classes),
-        target.expand(members, rows).reshape(-1),
+        logits.transpose(1, 2),
+        target.expand(len(logits), -1),
         ignore_index=ignore_index,
         reduction="none",
     )
-    out = losses.view(members, rows).sum(1) / (target != ignore_index).sum()
+    out = losses.sum(1) / (target != ignore_index).sum()
     return _functorch._add_batch_dim(out, 0, level)
 
 
