@@ -40,15 +40,18 @@ class Shortcuts(TorchFunctionMode):
 
 def _linear(x: _Tensor, weight: _Tensor, bias: _Tensor | None = None) -> _Tensor | None:
     """Return what ``F.linear`` is for all members, None to leave it to vmap."""
-    if x.ndim != 2 or bias is None or not _is_plain(x):
+    if bias is None or not _is_plain():
         return None
     level = _functorch.current_level()
-    w, b = _of_all(weight, level), _of_all(bias, level)
+    w, b, inputs = _of_all(weight, level), _of_all(bias, level), _of_all(x, level)
     if w is None or b is None:
         return None
-    inputs = _of_all(x, level)
     if inputs is None:
-        inputs = x.expand(len(w), *x.shape)
+        if x.ndim != 2:
+            return None
+        inputs = x.expand(len(w), -1, -1)
+    elif inputs.ndim != 3:
+        return None
     # Transposed, so that the gradient of the weight comes in the layout of the weight.
     out = torch.baddbmm(b.unsqueeze(2), w, inputs.transpose(1, 2)).transpose(1, 2)
     if w.shape[1] < _FEW:
@@ -68,15 +71,16 @@ def _cross_entropy(
 ) -> _Tensor | None:
     """Return what ``F.cross_entropy`` is for all members, None to leave it to vmap."""
     if (
-        (input.ndim, target.ndim, reduction, label_smoothing) != (2, 1, "mean", 0.0)
+        (reduction, label_smoothing) != ("mean", 0.0)
         or (weight, size_average, reduce) != (None, None, None)
-        or not _is_plain(input)
+        or not _is_plain()
         or _functorch.is_functorch_wrapped_tensor(target)
+        or target.ndim != 1
     ):
         return None
     level = _functorch.current_level()
     logits = _of_all(input, level)
-    if logits is None:
+    if logits is None or logits.ndim != 3:
         return None
     # With the classes before the rows, where the kernel of the CPU is five times as fast.
     losses = F.cross_entropy(
@@ -99,11 +103,10 @@ _FEW = 32
 """Outputs of a layer below which what follows it, such as argmax, wants them side by side."""
 
 
-def _is_plain(x: _Tensor) -> bool:
+def _is_plain() -> bool:
     """Tell whether there is one vmap, no other transform, and no autocast."""
-    return _functorch.get_dynamic_layer_stack_depth() == 1 and not torch.is_autocast_enabled(
-        x.device.type
-    )
+    depth = _functorch.get_dynamic_layer_stack_depth()
+    return depth == 1 and not torch._C._is_any_autocast_enabled()
 
 
 def _of_all(x: _Tensor, level: int) -> _Tensor | None:

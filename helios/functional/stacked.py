@@ -73,8 +73,8 @@ def stack_carries(carries: Sequence[Carry]) -> Carry:
         average=None if first.average is None else stack([carry.average for carry in carries]),
         metrics={
             name: Mean(
-                _joined([carry.metrics[name].total for carry in carries]),
-                _joined([carry.metrics[name].weight for carry in carries]),
+                _sums([carry.metrics[name].total for carry in carries]),
+                _sums([carry.metrics[name].weight for carry in carries]),
             )
             for name in first.metrics
         },
@@ -111,7 +111,7 @@ def member_state(state: TrainingState, member: int) -> TrainingState:
         },
         average=None if carry.average is None else unstack(carry.average, member),
         metrics={
-            name: Mean(_part(mean.total, member), _part(mean.weight, member))
+            name: Mean(_sum(mean.total, member), _sum(mean.weight, member))
             for name, mean in carry.metrics.items()
         },
         best=None if best is None else best[member],
@@ -160,7 +160,7 @@ def along(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 def _mean(value: torch.Tensor, samples: int) -> Mean:
     if value.ndim == 1:
         return Mean(_wide(value).mul_(samples), samples)
-    total = value.detach().flatten(1).sum(1, dtype=torch.float64)
+    total = value.detach().sum(tuple(range(1, value.ndim)), dtype=torch.float64)
     return Mean(total, value.numel() // len(value))
 
 
@@ -180,6 +180,24 @@ def _numbers(value: Any, members: int) -> list[float]:
 def _joined(values: list[Any]) -> Any:
     """Stack tensors; take a number that all have in common as it is."""
     return torch.stack(values) if isinstance(values[0], torch.Tensor) else values[0]
+
+
+def _sums(values: list[Any]) -> Any:
+    """Stack sums in the making, which one member alone keeps as numbers on the CPU."""
+    if isinstance(values[0], torch.Tensor):
+        return torch.stack(values)
+    if all(type(value) is int for value in values) and len(set(values)) == 1:
+        return values[0]  # a count, which all have in common
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _sum(value: Any, member: int) -> Any:
+    """Return a member's sum as one alone keeps it; see `helios.functional.metrics`."""
+    own = _part(value, member)
+    if isinstance(own, torch.Tensor) and own.is_cpu:
+        number: Any = own.tolist()
+        return float(number)
+    return own
 
 
 def _part(value: Any, member: int) -> Any:

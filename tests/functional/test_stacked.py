@@ -26,6 +26,8 @@ def trained(name, seed):
     step, state = helios.make_step(model, plan), helios.init_state(model, seed)
     for batch in zoo.classes(3):
         state = step(state, batch)
+    assert state.carry.metrics
+    assert state.window_iter == 1
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -58,6 +59,7 @@ class Fold:
         self._average = average
         self._skip = skip
         self._found = torch.zeros(())
+        self._ones = torch.ones(len(self._names))
         self.rules = {
             objective.name: Rules(
                 [pairs[index][0].optimizer for pairs in trained], f"objective {objective.name!r}"
@@ -134,13 +136,13 @@ class Fold:
             leaf.grad = window.get(name)
         grads: Tensors = {}
         try:
-            with torch.enable_grad():
+            with _NOTHING if torch.is_grad_enabled() else torch.enable_grad():
                 (total, weight, counted), buffers = self._vmapped(
                     self._loss, list(leaves.values()), buffers, objective, batch
                 )
                 loss = Loss(total, weight, counted)
                 check_differentiable(loss, objective.name)
-                _backward(total, wanted)
+                self._backward(total, wanted)
         finally:
             for name, leaf in zip(names, wanted, strict=True):
                 if (grad := leaf.grad) is not None:
@@ -151,6 +153,17 @@ class Fold:
         if isinstance(weight, torch.Tensor):
             weight = weight.detach()
         return Loss(total.detach(), weight, counted), grads, buffers
+
+    def _backward(self, total: torch.Tensor, leaves: list[Any]) -> None:
+        """Add the gradients of every member's loss to those of its rows."""
+        if self._ones.dtype != total.dtype or self._ones.device != total.device:
+            self._ones = torch.ones_like(total)
+        try:
+            torch.autograd.backward(total, self._ones, inputs=leaves)
+        except RuntimeError as error:
+            if (explained := explain(error, len(total))) is None:
+                raise
+            raise explained from error
 
     def _loss(self, objective: Objective, batch: Any) -> Any:
         """Return the parts of a loss, of which no tensor but the first has its graph."""
@@ -214,19 +227,12 @@ class Fold:
         return dict(average)
 
 
-def _backward(total: torch.Tensor, leaves: list[Any]) -> None:
-    """Add the gradients of every member's loss to those of its rows."""
-    try:
-        torch.autograd.backward(total, torch.ones_like(total), inputs=leaves)
-    except RuntimeError as error:
-        if (explained := explain(error, len(total))) is None:
-            raise
-        raise explained from error
-
-
 def _host(tensor: torch.Tensor) -> Any:
     """Return a tensor on the host. Waits for the device, if there is one to wait for."""
     return tensor.tolist()
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 def _divide(window: Accumulator) -> Tensors:
