@@ -152,19 +152,19 @@ def law(kind: dict[str, Any], given: dict[str, Any], seed: int, tolerance: float
 @a_share(8)
 @given(kinds(torch.float64), arguments, st.integers(0, 1000))
 def test_members_end_where_they_end_alone_in_float64(kind, given, seed):
-    law(kind, given, seed, 1e-12)
+    law(kind, given, seed, 1e-13)
 
 
-@a_share(8)
+@a_share(16)
 @given(kinds(torch.float32), arguments, st.integers(0, 1000))
 def test_members_end_where_they_end_alone_in_float32(kind, given, seed):
-    # Rprop and a clipped first step of Adam look at signs, which rounding turns around at zero.
-    if kind["optimizer"] in ("rprop", "nadam", "rmsprop", "adam", "adamw", "loops"):
-        kind = {**kind, "optimizer": "sgd"}
-    law(kind, given, seed, 1e-5)
+    # Rprop looks at signs, and RMSprop divides by roots of nearly nothing: rounding counts there.
+    if kind["optimizer"] in ("rprop", "rmsprop"):
+        kind = {**kind, "optimizer": "adamw"}
+    law(kind, given, seed, 2e-6)
 
 
-@a_share(8)
+@a_share(16)
 @given(kinds(torch.float64), arguments, st.integers(0, 1000))
 def test_the_states_of_the_members_stack_to_that_of_all(kind, given, seed):
     batches = Batches(zoo.regression(3, seed=seed, dtype=torch.float64))

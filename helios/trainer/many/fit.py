@@ -76,7 +76,7 @@ def fit_many(
         TypeError: if an argument is something else.
 
     Law:
-        Each member ends where a run of it alone ends, up to rounding: 1e-12 in float64, for models
+        Each member ends where a run of it alone ends, up to rounding: 1e-13 in float64, for models
         that draw no random numbers (``property_tests/test_many.py``). A run that is interrupted and
         resumed has the bits of one that is not (``tests/trainer/many/test_resume.py``).
 

@@ -86,6 +86,34 @@ def test_a_kill_between_the_saves_of_two_members(tmp_path, update, last_only):
         assert same(parts, whole)
 
 
+class Signalled(zoo.Noisy):
+    """Sends a signal to its own process at a micro-batch, once."""
+
+    at = 0
+
+    def loss(self, batch):
+        if self.training and self.trainer.state.global_iteration == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().loss(batch)
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_a_signal_saves_all_members_and_leaves(tmp_path, monkeypatch, at):
+    monkeypatch.setattr(Signalled, "at", at)
+    with pytest.raises(SystemExit) as left:
+        fit(tmp_path / "parts", members(Signalled), **ARGUMENTS)
+    assert left.value.code == 128 + signal.SIGTERM
+    for content in contents(tmp_path / "parts"):
+        assert content["training_state"]["global_iteration"] == at
+    monkeypatch.setattr(Signalled, "at", 0)
+    fit(tmp_path / "parts", members(Signalled), **ARGUMENTS)
+    fit(tmp_path / "whole", members(Signalled), **ARGUMENTS)
+    for whole, parts in zip(
+        contents(tmp_path / "whole"), contents(tmp_path / "parts"), strict=True
+    ):
+        assert same(parts, whole)
+
+
 def test_members_that_share_no_place_are_refused(tmp_path):
     fit(tmp_path, members(names=["a", "b"]), **ARGUMENTS)
     with pytest.raises(ResumeError, match=r"no place in common .*\(a: 3, b: 3, c: 0\)"):
