@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SETTINGS := pyproject.toml constraints.txt
 
-.PHONY: test lint types tests nightly torture demo clean
+.PHONY: test lint types tests nightly torture bench demo clean
 
 test: lint types tests ## everything that CI runs
 
@@ -24,6 +24,9 @@ nightly: .venv/dev ## the laws with 10,000 examples each, and the long tables of
 torture: .venv/dev ## an hour of SIGKILLs, failing disks and hostile files; needs Linux
 	$(BIN)/python -m tests.torture --minutes $(or $(MINUTES),60) --report torture.md
 
+bench: .venv/bench ## what an update costs, beside other libraries; writes docs/performance.md
+	$(BIN)/python -m benchmarks --rounds $(or $(ROUNDS),20)
+
 demo: .venv/demo ## trains a classifier of handwritten digits
 	$(BIN)/python -m helios.examples.digits
 
@@ -37,6 +40,13 @@ demo: .venv/demo ## trains a classifier of handwritten digits
 .venv/dev: .venv/bin/python $(SETTINGS)
 	$(INSTALL) --editable '.[dev]'
 	@touch $@ .venv/demo
+
+# helios-ml is imported by the name of this project, and asks for much that it needs elsewhere.
+.venv/bench: .venv/bin/python $(SETTINGS)
+	$(INSTALL) --editable '.[bench]'
+	rm -rf .venv/helios-ml
+	$(INSTALL) --no-deps --target .venv/helios-ml helios-ml
+	@touch $@
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis

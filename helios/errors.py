@@ -90,6 +90,10 @@ class RankError(HeliosError, RuntimeError):
         self.rank = rank
 
 
+class NotTraceableError(HeliosError, TypeError):
+    """Something in a step cannot be traced, so that the step cannot be compiled."""
+
+
 class RegistryError(HeliosError, KeyError):
     """A name is not in a registry, or is there twice."""
 

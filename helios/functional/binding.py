@@ -82,6 +82,10 @@ class Binding:
                 )
             self._point(params)
             _LENT[self.module] = params
+        self.lend_buffers(buffers)
+
+    def lend_buffers(self, buffers: Tensors) -> None:
+        """Point the module at ``buffers``, unless it holds them already."""
         for name, owners in self._slots.items():
             tensor = buffers.get(name)
             for slots, key in owners:

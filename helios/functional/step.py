@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from msgspec.structs import replace
 
-from helios.errors import ModelError
+from helios.errors import ModelError, NotTraceableError
 from helios.functional import accumulate, metrics, nonfinite, rng
 from helios.functional.binding import Binding, bind, in_mode
+from helios.functional.compiled import Compiled
 from helios.functional.gradients import ENGINES, Engine, MakeEngine, Turn, trained_names
 from helios.functional.loss import Objective, loss_metrics
 from helios.functional.precision import LossScale
@@ -36,6 +39,8 @@ def make_step(
     engine: str | MakeEngine = "autograd",
     non_finite: str = "raise",
     deferred: nonfinite.Deferred | None = None,
+    compile: bool | str = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Step:
     """Return the step of a model as a function of a state and a batch.
 
@@ -60,6 +65,11 @@ def make_step(
         deferred: (optional) takes what the check found, to be looked at before the next update is
             applied; by default it is looked at before its own. Without effect where the answer is
             needed at once: under ``"skip"``, and with a loss scale.
+        compile: whether the whole step is compiled to one graph with ``torch.compile``, forward,
+            backward, update and all; or the name of the backend to do it with. The first update
+            runs uncompiled; so does everything, with a sentence that says why, where something
+            cannot be compiled.
+        tell: (optional) takes that sentence; by default it is a warning.
 
     Returns:
         The step.
@@ -73,7 +83,11 @@ def make_step(
         (``property_tests/test_step_purity.py``). A skipped update changes no bit of what it would
         have updated (``property_tests/test_non_finite.py``).
     """
-    return Step(model, Plan() if plan is None else plan, engine, non_finite, deferred)
+    plan = Plan() if plan is None else plan
+    step = Step(model, plan, engine, non_finite, deferred)
+    if compile:
+        step.compile("inductor" if compile is True else compile, tell)
+    return step
 
 
 class Step:
@@ -102,6 +116,10 @@ class Step:
         self._deferred = None if self._skip else deferred
         model.prepare(rng.DEFAULT_SEED)
         self.plan = plan
+        self._model = model
+        self._is_plain = isinstance(engine, str)
+        self._compiled: Compiled | None = None
+        self._tell: Callable[[str], None] = _warn
         self._custom = custom_step(model)
         self._average: Averaging | None = model.average
         self._binding: Binding | None = None
@@ -120,6 +138,29 @@ class Step:
         }
         self._found = torch.zeros(())
         self._subsets: tuple[Tensors | None, dict[str, Tensors]] = (None, {})
+
+    def compile(self, backend: str = "inductor", tell: Callable[[str], None] | None = None) -> None:
+        """Run compiled from now on, if it can be; see `make_step`."""
+        self._tell = _warn if tell is None else tell
+        if self._custom is not None:
+            self._tell(_UNCOMPILED.format("the model has a step of its own"))
+            return
+        if not self._is_plain:
+            self._tell(_UNCOMPILED.format("its gradients are put together over ranks or pieces"))
+            return
+        assert self._binding is not None
+        try:
+            self._compiled = Compiled(
+                self._binding,
+                self._trained,
+                self._model.precision,
+                self._average,
+                skip=self._skip,
+                deferred=self._deferred,
+                backend=backend,
+            )
+        except NotTraceableError as error:
+            self._tell(_UNCOMPILED.format(error))
 
     def __call__(
         self, state: TrainingState, batch: Any, *, donate: bool = False, last: bool | None = None
@@ -179,6 +220,13 @@ class Step:
         """Fold the objectives over ``carry``, which may be overwritten."""
         if self._custom is not None:
             return _check_custom(state, self._custom(replace(state, carry=carry), batch))
+        if self._compiled is not None and self._compiled.is_ready(carry):
+            try:
+                return replace(state, carry=self._compiled(state, carry, batch))
+            except NotTraceableError as error:
+                self._compiled = None
+                self._tell(_UNCOMPILED.format(error))
+                rng.seed_generators(rng.train_key(state.seed, state.global_iteration))
         assert self._engine is not None
         assert self._binding is not None
         update = state.window_iter == 0
@@ -275,6 +323,13 @@ class Step:
         if all(new[n] is subset[n] for n in names):
             return params, opt
         return {**params, **new}, opt
+
+
+_UNCOMPILED = "The step runs uncompiled: {}."
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def _of_one_kind(tensors: list[Any]) -> bool:

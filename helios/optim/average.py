@@ -32,6 +32,21 @@ class Average(msgspec.Struct, frozen=True):
         copies: Tensors = clone(params)
         return copies
 
+    def weight(self, count: int) -> float:
+        """Return the weight that the next parameters have in the average, from 0 to 1.
+
+        Args:
+            count: updates done before.
+
+        Example:
+            >>> Average(decay=None).weight(3), Average(decay=0.75).weight(3)
+            (0.25, 0.25)
+        """
+        averaged = count - self.start
+        if averaged <= 0:
+            return 1.0
+        return 1 / (averaged + 1) if self.decay is None else 1 - self.decay
+
     def update(
         self, average: Tensors, params: Tensors, count: int, *, donate: bool = False
     ) -> Tensors:

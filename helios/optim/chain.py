@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from helios.errors import StateMismatchError
+from helios.errors import NotTraceableError, StateMismatchError
 from helios.functional.transformation import Tensors, Transformation
 from helios.optim.gradient_transformation import GradientTransformation
+from helios.optim.tracing import ChainTrace
 
 ChainState = dict[str, Any]
 
@@ -57,6 +58,19 @@ class Chain:
             grads, states[self.name], params, donate=donate
         )
         return params, states
+
+    def traced(self) -> ChainTrace:
+        """Return the update as operations on tensors alone, for a compiler.
+
+        Raises:
+            NotTraceableError: if there is none for the optimizer, or for a part before it.
+        """
+        traced = getattr(self.optimizer, "traced", None)
+        if traced is None:
+            raise NotTraceableError(
+                f"the optimizer {type(self.optimizer).__name__} has no update that can be traced"
+            )
+        return ChainTrace(self.before, self.name, traced())
 
     def learning_rate(self, count: int) -> Any:
         """Return the learning rate of the next update; None if the optimizer does not tell it.

@@ -12,6 +12,7 @@ from helios.functional.tree import clone
 from helios.optim.binding import Binding, OptState
 from helios.optim.options import REQUIRED, check_class, check_options, option_defaults
 from helios.optim.slots import first_slots, trainable
+from helios.optim.tracing import TorchTrace
 
 Rate = Callable[[int], float]
 """A learning rate as a function of the updates completed; see `helios.optim.rates`."""
@@ -139,6 +140,14 @@ class TorchOptimizer:
             0.125
         """
         return self.lr(count) if callable(self.lr) else self.lr
+
+    def traced(self) -> TorchTrace:
+        """Return the update as operations on tensors alone, for a compiler.
+
+        Raises:
+            NotTraceableError: if there is none for the class.
+        """
+        return TorchTrace(self.cls, self.options, self.learning_rate)
 
     @property
     def implementation(self) -> str:

@@ -114,6 +114,13 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
+def check_compile(value: Any) -> bool | str:
+    """Return whether to compile, or the name of the backend to do it with."""
+    if not isinstance(value, str):
+        return check_bool("compile", value)
+    return check_choice("compile", value, torch.compiler.list_backends(exclude_tags=()))
+
+
 def check_retention(value: Any, chkpt_root: Path | None) -> Retention | None:
     """Return a retention, or None.
 

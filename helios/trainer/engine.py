@@ -35,7 +35,7 @@ PIECES = 8
 
 
 def as_recorded(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the trainer's arguments for the reduction of a run, as far as one process has it.
+    """Return the trainer's arguments for how a run computes, as far as one process has it.
 
     Args:
         fingerprint: of the run; see `Division.fingerprint`.
@@ -43,12 +43,15 @@ def as_recorded(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     Example:
         >>> as_recorded({"reduction": "canonical", "pieces": 4})
         {'reduction': 'canonical', 'pieces': 4}
-        >>> as_recorded({"reduction": "mean", "ranks": 2})
+        >>> as_recorded({"reduction": "mean", "ranks": 2, "compiled": "no"})
         {}
     """
-    if fingerprint.get("reduction") != "canonical":
-        return {}
-    return {"reduction": "canonical", "pieces": fingerprint["pieces"]}
+    arguments: dict[str, Any] = {}
+    if fingerprint.get("reduction") == "canonical":
+        arguments.update(reduction="canonical", pieces=fingerprint["pieces"])
+    if fingerprint.get("compiled", "no") != "no":
+        arguments["compile"] = fingerprint["compiled"]
+    return arguments
 
 
 class Division:

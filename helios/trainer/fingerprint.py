@@ -14,7 +14,7 @@ from helios.model.model import Model
 
 
 def fingerprint(
-    model: Model, datamodule: DataModule, non_finite: str
+    model: Model, datamodule: DataModule, non_finite: str, compile: bool | str = False
 ) -> dict[str, str | int | bool]:
     """Return what must be equal for a resume of this training to be bit-exact.
 
@@ -22,9 +22,11 @@ def fingerprint(
         model: the model, set up.
         non_finite: the policy for updates that are not finite.
         datamodule: its data; the micro-batch is left out where a loader of the user's makes it.
+        compile: whether the step is compiled, and by which backend.
     """
     values = environment(model.device)
     values["non_finite"] = non_finite
+    values["compiled"] = ("inductor" if compile is True else compile) or "no"
     values["precision"] = model.precision.compute
     if custom_step(model) is None:
         values["optimizer"] = ", ".join(

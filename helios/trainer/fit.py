@@ -97,7 +97,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         prefetch_to(trainer.device, train, valid)
         plan = make_plan(trainer, train, valid)
         check_same(ranks, state, plan)
-        environment_now = fingerprint(model, datamodule, trainer.non_finite)
+        environment_now = fingerprint(model, datamodule, trainer.non_finite, trainer.compile)
         environment_now.update(division.fingerprint())
         loggers = open_logs(trainer, model, content, stack, state.current_iteration + 1)
         _introduce(
@@ -141,6 +141,8 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 engine=division.engine(agreement.ballot),
                 non_finite=trainer.non_finite,
                 deferred=deferred,
+                compile=trainer.compile,
+                tell=reporter.announce,
             ),
             hooks,
             train,

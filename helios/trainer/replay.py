@@ -93,6 +93,7 @@ def replay(
                 plan,
                 engine=division.engine(Ballot(lambda: False)),
                 non_finite=content["fingerprint"]["non_finite"],
+                compile=trainer.compile,
             ),
             hooks,
             train,

@@ -87,6 +87,10 @@ class Trainer:
             get 1, 2, 4, 8, ... of them. Defaults to 8.
         parallel: (optional) how several ranks train: a `helios.DDP`, with options of
             ``DistributedDataParallel``, or a `helios.FSDP`, which shards the model over them.
+        compile: whether the whole step is compiled to one graph: forward, backward, accumulation,
+            clipping, update and average; or the name of a backend of ``torch.compile``. The first
+            steps of a run take the time to compile. What cannot be compiled runs as it is, and a
+            sentence says why. Defaults to false.
         rank_timeout: seconds that a rank waits for the others before it takes the run for failed;
             to be longer than what one of them does alone, such as writing a checkpoint. Defaults
             to 600.
@@ -135,6 +139,7 @@ class Trainer:
         reduction: str = "mean",
         pieces: int | None = None,
         parallel: DDP | FSDP | None = None,
+        compile: bool | str = False,
         rank_timeout: float = 600.0,
     ) -> None:
         self.run_name = check_run_name(run_name)
@@ -184,6 +189,7 @@ class Trainer:
         self.reduction = check.check_choice("reduction", reduction, REDUCTIONS)
         self.pieces = check.check_pieces(pieces, reduction)
         self.parallel = check.check_parallel(parallel, reduction, async_saving)
+        self.compile = check.check_compile(compile)
         self.rank_timeout = check.check_timeout(rank_timeout)
         self.ranks = Ranks()
         self.failure_log: logging.Logger | None = None
