@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from msgspec.structs import replace
+from torch.autograd.graph import _engine_run_backward
 
 from helios.errors import NonFiniteError
 from helios.functional import accumulate, metrics
@@ -58,6 +59,7 @@ class Fold:
         self._device_type = device_type
         self._average = average
         self._skip = skip
+        self._everyone = list(range(len(self._names)))
         self._found = torch.zeros(())
         self._ones = torch.ones(len(self._names))
         self.rules = {
@@ -98,7 +100,7 @@ class Fold:
                     grads,
                     carry.opt_state[objective.name],
                     carry.params,
-                    [k for k in range(len(self._names)) if k not in found],
+                    [k for k in self._everyone if k not in found] if found else self._everyone,
                 )
         average, skipped = carry.average, carry.skipped
         if update:
@@ -159,7 +161,16 @@ class Fold:
         if self._ones.dtype != total.dtype or self._ones.device != total.device:
             self._ones = torch.ones_like(total)
         try:
-            torch.autograd.backward(total, self._ones, inputs=leaves)
+            # What torch.autograd.backward calls, after looking at all that may be passed to it.
+            _engine_run_backward(
+                (total,),
+                (self._ones,),
+                False,
+                False,
+                tuple(leaves),
+                allow_unreachable=True,
+                accumulate_grad=True,
+            )
         except RuntimeError as error:
             if (explained := explain(error, len(total))) is None:
                 raise
@@ -184,7 +195,8 @@ class Fold:
         """
         total = window.total
         into = self._found if total.is_cpu else None
-        found = accumulate.unscale(grads, total.device, 1.0, into=into)
+        alike = len({(grad.device, grad.dtype) for grad in grads.values()}) == 1
+        found = accumulate.unscale(grads, total.device, 1.0, alike=alike, into=into)
         totals, count = _host(total), _host(found)
         if count == 0 and all(map(math.isfinite, totals)):
             return set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,15 +13,25 @@ from helios.functional.stacked import along, unstack
 from helios.functional.transformation import Tensors
 from helios.optim.chain import Chain
 from helios.optim.clip import clip_by_global_norm, clip_by_value
-from helios.optim.forms import FORMS
+from helios.optim.forms import FORMS, Function
 from helios.optim.together import FUSED
 from helios.optim.torch_optimizer import TorchOptimizer
+from helios.trainer.many.clocked import CLOCKED
 from helios.trainer.many.sweep import NOT_LINEAR, Sweep
 
 _COUNTERS = frozenset({"step", "mu_product", "eta", "mu"})
 """Slots that hold one number for each parameter, whatever its shape."""
 
-_Lists = tuple[list[Any], list[list[Any]], list[torch.Tensor], list[torch.Tensor]]
+
+class _Lists(NamedTuple):
+    """What torch's function is called with, and how: of one member, or of all."""
+
+    function: Function
+    leaves: list[torch.Tensor]
+    slots: list[list[Any]]
+    counters: list[torch.Tensor]
+    counts: list[torch.Tensor]
+    """What goes into the counters after a call for all: what all count alike is counted once."""
 
 
 class Rules:
@@ -53,14 +63,14 @@ class Rules:
             _check_alike(where, index, "the class", rule.cls, first.cls)
             _check_alike(where, index, "the options", _fixed(rule), _fixed(first))
         self._form = FORMS[first.cls]
-        self._fused = FUSED.get(self._form.function, self._form.function)
         self._equal = all(
             alike(rule.options, first.options) and alike(rule.lr, first.lr) for rule in self._rules
         )
         self._options = [_options(rule, is_complex=is_complex) for rule in self._rules]
         self._sweep = self._swept()
         self._held: tuple[Any, Any] = (None, None)
-        self._lists: dict[tuple[int | None, tuple[str, ...]], _Lists] = {}
+        self._rows: dict[tuple[int, tuple[str, ...]], _Lists] = {}
+        self._whole: tuple[tuple[str, ...], _Lists | None] | None = None
 
     @property
     def implementation(self) -> str:
@@ -86,19 +96,28 @@ class Rules:
         state = opt_state if self._name is None else opt_state[self._name]
         if self._held[0] is not params or self._held[1] is not state["slots"]:
             self._held = params, state["slots"]
-            self._lists = {}
+            self._rows, self._whole = {}, None
         who = list(members)
         counts, started = state["count"], state["started"]
         paths = tuple(grads)
         everyone = len(who) == len(counts) and counts.count(counts[0]) == len(counts)
+        at_once = everyone and (self._equal or self._sweep is not None)
+        whole = None
         with torch.no_grad():
-            at_once = self._equal or self._sweep is not None
-            if at_once and everyone and all(all(started[path]) for path in paths):
-                self._call(None, paths, grads, params, state)
+            if at_once and self._whole is not None and self._whole[0] == paths:
+                whole = self._whole[1]
+            elif at_once and all(all(started[path]) for path in paths):
+                whole = self._gathered(paths, params, state["slots"])
+                self._whole = paths, whole
+            if whole is not None:
+                self._call_for_all(whole, [grads[path] for path in paths], counts[0])
             else:
+                self._whole = None  # what is counted for one member is no longer as it was
                 for member in who:
                     if all(started[path][member] for path in paths):
-                        self._call(member, paths, grads, params, state)
+                        own = [grads[path][member] for path in paths]
+                        lists = self._of_one(member, paths, params, state["slots"])
+                        self._call(lists, own, member, counts[member])
                     else:
                         self._first(member, grads, params, state)
         for member in who:
@@ -113,63 +132,70 @@ class Rules:
         if self._equal or not alone or odd:
             return None
         decays = [float(options.get("weight_decay", 0.0)) for options in self._options]
-        return Sweep(cls, self._form, first, decays)
+        return Sweep(cls, first, decays)
 
-    def _call(
-        self,
-        member: int | None,
-        paths: tuple[str, ...],
-        grads: Tensors,
-        params: Tensors,
-        state: dict[str, Any],
-    ) -> None:
-        """Call torch's function on the rows of one member, or on those of all."""
-        key = member, paths
-        if key not in self._lists:
-            self._lists[key] = self._gather(member, paths, params, state["slots"])
-        leaves, slots, rests, firsts = self._lists[key]
-        index = 0 if member is None else member
-        own = [grads[path] if member is None else grads[path][member] for path in paths]
-        options = self._options[index]
-        if options.get("fused"):  # the fused kernels walk a gradient by the strides of its leaf
-            own = [
-                g if g.stride() == leaf.stride() else torch.empty_like(leaf).copy_(g)
-                for g, leaf in zip(own, leaves, strict=True)
-            ]
-        if member is None and self._sweep is not None:
-            count = state["count"][0]
-            rates = [float(rule.learning_rate(count)) for rule in self._rules]
-            self._sweep(leaves, own, slots, rates)
+    def _call_for_all(self, lists: _Lists, grads: list[torch.Tensor], count: int) -> None:
+        """Call torch's function once, on the tensors of all members."""
+        if self._sweep is None:
+            self._call(lists, grads, 0, count)
         else:
-            lr = self._rules[index].learning_rate(state["count"][index])
-            if lr is not None and "lr" in options:
-                options["lr"] = lr
-            function = self._fused if options.get("fused") else self._form.function
-            function(leaves, own, *slots, **options)
-        if rests:
-            torch._foreach_copy_(rests, firsts)
+            rates = [float(rule.learning_rate(count)) for rule in self._rules]
+            own = _laid_out(grads, lists.leaves) if self._options[0].get("fused") else grads
+            self._sweep(lists.function, lists.leaves, own, lists.slots, rates)
+        if lists.counters:
+            torch._foreach_copy_(lists.counters, lists.counts)
 
-    def _gather(
-        self, member: int | None, paths: tuple[str, ...], params: Tensors, slots: dict[str, Any]
+    def _call(self, lists: _Lists, grads: list[torch.Tensor], member: int, count: int) -> None:
+        """Call torch's function with the options and the rate of a member."""
+        options = self._options[member]
+        if options.get("fused"):
+            grads = _laid_out(grads, lists.leaves)
+        lr = self._rules[member].learning_rate(count)
+        if lr is not None and "lr" in options:
+            options["lr"] = lr
+        lists.function(lists.leaves, grads, *lists.slots, **options)
+
+    def _of_one(
+        self, member: int, paths: tuple[str, ...], params: Tensors, slots: dict[str, Any]
     ) -> _Lists:
-        rests: list[torch.Tensor] = []
-        firsts: list[torch.Tensor] = []
-        own: list[dict[str, Any]] = []
-        for path in paths:
-            views: dict[str, Any] = {}
-            for name, value in slots[path].items():
-                if member is not None:
-                    views[name] = value[member]
-                elif name in _COUNTERS:
-                    views[name] = value[0]
-                    if len(value) > 1:  # what is equal for all is counted once, and copied
-                        rests.append(value[1:])
-                        firsts.append(value[:1].expand(len(value) - 1))
-                else:
-                    views[name] = value
-            own.append(views)
-        leaves = [params[path] if member is None else params[path][member] for path in paths]
-        return leaves, self._form.lists(own), rests, firsts
+        """Return the rows of one member."""
+        found = self._rows.get((member, paths))
+        if found is None:
+            own = [{n: value[member] for n, value in slots[path].items()} for path in paths]
+            leaves = [params[path][member] for path in paths]
+            function = self._function(member)
+            found = _Lists(function, leaves, self._form.lists(own), [], [])
+            self._rows[member, paths] = found
+        return found
+
+    def _gathered(
+        self, paths: tuple[str, ...], params: Tensors, slots: dict[str, Any]
+    ) -> _Lists | None:
+        """Return the tensors of all members, None if they have not counted alike."""
+        counters = [value for path in paths for n, value in slots[path].items() if n in _COUNTERS]
+        if not all(bool((counter == counter[0]).all()) for counter in counters):
+            return None
+        own = [
+            {n: value[0] if n in _COUNTERS else value for n, value in slots[path].items()}
+            for path in paths
+        ]
+        leaves = [params[path] for path in paths]
+        function = self._function(0)
+        lists = self._form.lists(own)
+        if function in CLOCKED and len({float(counter[0]) for counter in counters}) == 1:
+            clock = counters[0][0].clone()
+            lists[-1] = [clock] * len(paths)  # the steps, of which there is one for all
+            counts = [clock.expand(len(counter)) for counter in counters]
+            return _Lists(CLOCKED[function], leaves, lists, counters, counts)
+        several = [counter for counter in counters if len(counter) > 1]
+        rests = [counter[1:] for counter in several]
+        counts = [counter[:1].expand(len(counter) - 1) for counter in several]
+        return _Lists(function, leaves, lists, rests, counts)
+
+    def _function(self, member: int) -> Function:
+        """Return the function of the class, or what calls its fused kernel without detours."""
+        function = self._form.function
+        return FUSED.get(function, function) if self._options[member].get("fused") else function
 
     def _first(self, member: int, grads: Tensors, params: Tensors, state: dict[str, Any]) -> None:
         """Apply a member's update by its optimizer itself, which makes its state as torch does."""
@@ -184,6 +210,14 @@ class Rules:
             state["started"][path][member] = after["started"][path]
             for name, value in values.items():
                 state["slots"][path][name][member] = value
+
+
+def _laid_out(grads: list[torch.Tensor], leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return gradients in the layout of their leaves, by whose strides fused kernels walk them."""
+    return [
+        grad if grad.stride() == leaf.stride() else torch.empty_like(leaf).copy_(grad)
+        for grad, leaf in zip(grads, leaves, strict=True)
+    ]
 
 
 def _parts(optimizer: Any, where: str) -> tuple[dict[str, Any], str | None, TorchOptimizer]:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from helios.functional.stacked import along
-from helios.optim.forms import Form
-from helios.optim.together import FUSED
+from helios.optim.forms import Function
 
 NOT_LINEAR = (torch.optim.Rprop, torch.optim.ASGD)
 """Rules that keep step sizes of their own, or averages, in which the rate is."""
@@ -25,7 +24,6 @@ class Sweep:
 
     Args:
         cls: the class of the rule.
-        form: its function.
         options: its options, those of any member.
         decays: the weight decay of each member.
 
@@ -37,13 +35,9 @@ class Sweep:
     def __init__(
         self,
         cls: type[torch.optim.Optimizer],
-        form: Form,
         options: Mapping[str, Any],
         decays: Sequence[float],
     ) -> None:
-        self._function = form.function
-        if options.get("fused"):
-            self._function = FUSED.get(form.function, form.function)
         self._options = {**options, "lr": 1.0}
         if "weight_decay" in options:
             self._options["weight_decay"] = 0.0
@@ -53,6 +47,7 @@ class Sweep:
 
     def __call__(
         self,
+        function: Function,
         leaves: Sequence[torch.Tensor],
         grads: Sequence[torch.Tensor],
         slots: Sequence[Any],
@@ -61,6 +56,7 @@ class Sweep:
         """Apply one update, in place.
 
         Args:
+            function: updates lists of parameters, as the function of the class does.
             leaves: the parameters, ``[members, ...]`` each.
             grads: their gradients; overwritten.
             slots: the state of the rule, in the order in which its function takes it.
@@ -79,7 +75,7 @@ class Sweep:
         if [step.shape for step in self._steps] != [leaf.shape for leaf in leaves]:
             self._steps = [torch.empty_like(leaf) for leaf in leaves]
         torch._foreach_zero_(self._steps)
-        self._function(self._steps, list(grads), *slots, **self._options)
+        function(self._steps, list(grads), *slots, **self._options)
         for leaf, step, factor in zip(leaves, self._steps, rate, strict=True):
             leaf.addcmul_(step, factor)
 

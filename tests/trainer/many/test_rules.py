@@ -154,6 +154,19 @@ def test_a_parameter_without_a_gradient_stays_as_it_is():
     check([helios.optim.AdamW(lr=0.1 * (k + 1)) for k in range(3)], missing=missing)
 
 
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_members_whose_counts_are_equal_and_whose_steps_are_not(cls):
+    # Each member has left out one update, and a parameter had no gradient in that of the first.
+    skip = {(1, 0), (2, 1), (3, 2)}
+    check([optimizer(cls, 0) for _ in range(3)], 7, skip=skip, missing={(1, "vector")})
+
+
+def test_going_from_one_set_of_gradients_to_another():
+    missing = {(2, "matrix"), (4, "vector"), (5, "vector")}
+    check([helios.optim.Adam(lr=0.1) for _ in range(3)], 8, missing=missing)
+    check([helios.optim.Adam(lr=0.1) for _ in range(3)], 8, skip={(3, 1)}, missing=missing)
+
+
 @pytest.mark.parametrize("norm_type", [1.0, 2.0, float("inf")])
 def test_each_member_is_clipped_by_its_own_norm(norm_type):
     def rule(k):
