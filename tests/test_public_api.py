@@ -105,6 +105,12 @@ def test_fit_and_test_take_a_model_and_a_datamodule():
         assert signature.return_annotation == "bool"
 
 
+def test_fit_many_takes_a_trainer_models_and_a_datamodule():
+    parameters = list(inspect.signature(helios.fit_many).parameters.values())
+    assert [p.name for p in parameters] == ["trainer", "models", "datamodule", "seeds"]
+    assert parameters[-1].kind is inspect.Parameter.KEYWORD_ONLY
+
+
 def test_a_saved_state_opens_with_the_registered_types_alone(tmp_path):
     state = helios.TrainingState(global_epoch=3, carry={"w": torch.ones(2)})
     torch.save(state, tmp_path / "state.pth")

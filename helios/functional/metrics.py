@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from helios.functional.tree import register_struct
 
@@ -97,7 +98,7 @@ def _private(value: Any) -> Any:
     """
     if not isinstance(value, torch.Tensor):
         return value
-    if value.is_cpu and value.ndim == 0:
+    if value.is_cpu and value.ndim == 0 and not is_functorch_wrapped_tensor(value):
         number: Any = value.tolist()  # reads the memory as it lies there; nothing is waited for
         return float(number)
     return value.detach().to(torch.float64, copy=True)
