@@ -49,9 +49,9 @@ class Watching(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         result = function(*args, **(kwargs or {}))
-        if name in READS or self._waits(name, args, kwargs or {}, result):
-            if self.is_on and not is_count_of_steps(args[0]):
-                self.found.append(name)
+        waits = name in READS or self._waits(name, args, kwargs or {}, result)
+        if waits and self.is_on and not is_count_of_steps(args[0]):
+            self.found.append(name)
         return result
 
     @staticmethod
