@@ -47,15 +47,17 @@ class Binding:
                     f"parameter {name!r} is lazy and has no shape yet; run one batch through the "
                     "network at the end of setup()"
                 )
-        self._leaves: dict[tuple[str, ...], list[nn.Parameter]] = {}
+        self._leaves: dict[tuple[str, ...], tuple[nn.Parameter, ...]] = {}
+        # Of torch's own classes, for which autograd's engine needs no one's leave.
+        self.is_plain = all(type(p) is nn.Parameter for p in self.parameters.values())
         self.frozen = {n: p for n, p in self.parameters.items() if not p.requires_grad}
         self._slots = _buffer_slots(module)
 
-    def leaves(self, names: tuple[str, ...]) -> list[nn.Parameter]:
-        """Return the parameters of some paths; the same list each time."""
+    def leaves(self, names: tuple[str, ...]) -> tuple[nn.Parameter, ...]:
+        """Return the parameters of some paths; the same tuple each time."""
         found = self._leaves.get(names)
         if found is None:
-            found = self._leaves[names] = [self.parameters[name] for name in names]
+            found = self._leaves[names] = tuple(self.parameters[name] for name in names)
         return found
 
     def read(self) -> tuple[Tensors, Tensors]:

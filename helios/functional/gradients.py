@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 import torch
 from torch import nn
+from torch.autograd.graph import _engine_run_backward
 
 from helios.errors import ModelError
 from helios.functional.binding import Binding
@@ -175,10 +176,22 @@ def differentiate(
             check_differentiable(loss, objective.name)
             factor = scale * times * (1.0 if loss.weight is not None else share)
             total = loss.total if factor == 1.0 else loss.total * factor
-            more: Sequence[torch.Tensor] = ()
             if through is not None:
                 total, more = through(loss, total)
-            torch.autograd.backward(total, inputs=[*leaves, *more] if more else leaves)
+                torch.autograd.backward(total, inputs=[*leaves, *more])
+            elif binding.is_plain and type(total) is torch.Tensor:
+                # What torch.autograd.backward calls, once it has looked at all it may be given.
+                _engine_run_backward(
+                    (total,),
+                    (torch.ones_like(total),),
+                    False,
+                    False,
+                    leaves,
+                    allow_unreachable=True,
+                    accumulate_grad=True,
+                )
+            else:
+                torch.autograd.backward(total, inputs=leaves)
     finally:
         for name, leaf in zip(trained, leaves, strict=True):
             if (grad := leaf.grad) is not None:
