@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,13 +94,22 @@ class _Graph:
         # each model has one of its own.
         code = traced_step.__code__.replace()
         own = types.FunctionType(code, traced_step.__globals__, traced_step.__name__)
-        options: dict[str, Any] = {"guard_filter_fn": _worth_a_look}
-        if backend == "inductor" and device.type == "cuda":
-            options["triton.cudagraphs"] = True
-        self._function: Any = torch.compile(
-            own, fullgraph=True, dynamic=dynamic, backend=backend, options=options
+        self._make = functools.partial(
+            torch.compile, own, fullgraph=True, dynamic=dynamic, backend=backend
         )
+        # Calling kernels one by one costs as much as small ones take: C++ calls them on a CPU, and
+        # CUDA by itself.
+        options = {"cpu": "cpp_wrapper", "cuda": "triton.cudagraphs"}
+        option = options.get(device.type) if backend == "inductor" else None
+        self._function: Any = self._compiled(option)
+        self._plain: Any = self._compiled(None) if option == "cpp_wrapper" else None
         self._is_traced = False
+
+    def _compiled(self, option: str | None) -> Any:
+        options: dict[str, Any] = {"guard_filter_fn": _worth_a_look}
+        if option is not None:
+            options[option] = True
+        return self._make(options=options)
 
     def __call__(self, *args: Any) -> Outcome:
         if self._is_traced:
@@ -109,12 +119,23 @@ class _Graph:
             # What the graph rests on has changed, and it is to be traced again. Nothing has run.
         try:
             with torch._dynamo.config.patch(trace_autograd_ops=True):
-                outcome: Outcome = self._function(*args)
+                outcome = self._traced(args)
         finally:
             for buffer in args[2].values():
                 # Tracing marks what it finds in the module, and a marked tensor is no plain one.
                 vars(buffer).pop("_dynamo_static_input_type", None)
         self._is_traced = True
+        return outcome
+
+    def _traced(self, args: tuple[Any, ...]) -> Outcome:
+        try:
+            outcome: Outcome = self._function(*args)
+        except torch._dynamo.exc.BackendCompilerFailed:
+            if self._plain is None:
+                raise
+            # The younger way knows fewer operators.
+            self._function, self._plain = self._plain, None
+            outcome = self._function(*args)
         return outcome
 
 

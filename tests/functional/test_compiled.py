@@ -386,6 +386,16 @@ def test_kernels_give_what_operators_give():
     assert distance(compiled[-1], eager[-1]) < 1e-6
 
 
+def test_without_a_compiler_a_step_runs_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        states, told = steps(zoo.Line(), zoo.regression(3), compile=True)
+    [sentence] = told
+    assert sentence.startswith("The step runs uncompiled: InvalidCxxCompiler: No working C++")
+    eager, _ = steps(zoo.Line(), zoo.regression(3), compile=False)
+    assert helios.first_difference(states[-1], eager[-1]) is None
+
+
 def test_autocast_is_traced():
     class Lowered(zoo.Line):
         def setup(self, fast_init=False):
