@@ -114,7 +114,7 @@ class Outcome(NamedTuple):
         buffers: those that the forward pass has replaced.
         report: f64[n], for each objective ``(ok, loss of the window, weight of the window)``, then
             ``(total, weight)`` of each metric.
-        probes: for each objective f[k], by trained parameter with a gradient: NaN if the gradient
+        probes: for each objective f64[k], by trained parameter with a gradient: NaN if the gradient
             is not finite, else 0.
         names: the paths of those parameters, by objective.
         metrics: the names of the metrics.
@@ -160,7 +160,8 @@ def traced_step(
     """
     opened: dict[str, Window] = {}
     replaced: Tensors = {}
-    heads, probes, names, counted = [], [], [], {}
+    heads, probes, names = [], [], []
+    counted: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     samples, at = numbers[SAMPLES], RATES
     updated = None
     for part in recipe.parts:
@@ -172,12 +173,15 @@ def traced_step(
             replaced.update(after)
             buffers = {**buffers, **after}
             weight = _number(1 if loss.weight is None else loss.weight, samples)
-            if loss.weight is None:
-                counted[part.metric] = _mean(loss.total, samples)
-            else:
-                counted[part.metric] = (_number(loss.total, samples), weight)
+            own = {part.metric: _mean(loss.total, samples)}
+            if loss.weight is not None:
+                own[part.metric] = _number(loss.total, samples), weight
             for name, value in loss.metrics.items():
-                counted[name] = _mean(value, samples)
+                own[name] = _mean(value, samples)
+            for name, (value, count) in own.items():
+                if name in counted:  # by an objective before
+                    value, count = counted[name][0] + value, counted[name][1] + count
+                counted[name] = value, count
             total = loss.total.detach()
             divided = loss.weight is not None
             window = windows.get(part.name)
@@ -197,7 +201,7 @@ def traced_step(
                 grads = {n: g / weight.to(g.dtype) for n, g in grads.items()}
             if recipe.scales:
                 grads = {n: g / numbers[SCALE].to(g.dtype) for n, g in grads.items()}
-            probe = torch.stack([(g.float() * 0).sum() for g in grads.values()])
+            probe = torch.stack([(g * 0).sum().double() for g in grads.values()])
             ok = torch.isfinite(probe).all() & torch.isfinite(total)
             probes.append(probe)
             heads += [ok.double(), total.double(), weight]

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from helios.core.logging import Loggers, open_loggers
-from helios.data import DataModule, EpochSource, mover, source_of
+from helios.core.logging import Loggers
+from helios.data import DataModule, mover, source_of
 from helios.data.source import prefetch_to
-from helios.errors import DataError
 from helios.functional.binding import bind
 from helios.functional.nonfinite import Deferred
 from helios.functional.schedule import Plan
-from helios.functional.share import Shares
-from helios.functional.state import TrainingState, TrainingUnit
+from helios.functional.state import TrainingState
 from helios.functional.step import make_step
 from helios.functional.trainable import init_state
 from helios.functional.tree import place
@@ -28,9 +24,10 @@ from helios.trainer.crash import record_crash
 from helios.trainer.evaluate import test as evaluate_test
 from helios.trainer.fingerprint import fingerprint
 from helios.trainer.hooks import Hooks
+from helios.trainer.inputs import make_plan, sources, total_updates
+from helios.trainer.leaving import left
 from helios.trainer.loop import Loop
 from helios.trainer.progress import Progress
-from helios.trainer.ranks.group import Ranks
 from helios.trainer.report import Reporter
 from helios.trainer.resuming import (
     check_position,
@@ -41,6 +38,7 @@ from helios.trainer.resuming import (
     take_up,
     warn_of_lost_promises,
 )
+from helios.trainer.run_logs import open_logs
 from helios.trainer.saving import rng_restorer
 from helios.trainer.session import session
 from helios.trainer.signals import Interrupted, Signals
@@ -165,7 +163,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 saver.finish()
             agreement.at_end()
         except Interrupted as reason:
-            reporter.announce(f"The run was {reason}. {_left(loop)}")
+            reporter.announce(f"The run was {reason}. {left(loop)}")
         except BaseException as failure:
             # Between two steps the state is whole: nothing of it is lost. Of several ranks one
             # alone must not wait for the others here: they go on from the last checkpoint.
@@ -201,7 +199,7 @@ def _open_reporter(
 ) -> Reporter:
     ranks, progress = trainer.ranks, None
     if trainer.enable_progress_bar and ranks.is_first:
-        progress = Progress(_total_updates(plan), state.current_iteration)
+        progress = Progress(total_updates(plan), state.current_iteration)
     reporter = Reporter(
         loggers.logger,
         loggers.writer,
@@ -212,15 +210,6 @@ def _open_reporter(
     )
     stack.callback(reporter.close)
     return reporter
-
-
-def _left(loop: Loop) -> str:
-    """Save the state of a run that is left, and say whether that went well; it is left anyway."""
-    try:
-        loop.save_resumable()
-    except Exception as error:
-        return f"Its state could not be saved: {error}"
-    return "Its state is saved; run again to go on."
 
 
 def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
@@ -272,127 +261,3 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         stack.callback(reporter.close)
         reporter.show(state, "test", results)
         reporter.release()
-
-
-def make_plan(trainer: Trainer, train: EpochSource, valid: EpochSource | None) -> Plan:
-    """Return the calendar of a fit."""
-    valid_frequency, early_stop_cycles = trainer.valid_frequency, trainer.early_stop_cycles
-    if valid is None and valid_frequency is not None:
-        trainer.warn(
-            "valid_frequency is given, but the datamodule has no validation set: there will be no "
-            "validation" + (", and no early stop" if early_stop_cycles else "")
-        )
-        valid_frequency = early_stop_cycles = None
-    total = trainer.total_steps
-    return Plan(
-        unit=trainer.train_unit,
-        total_steps=None if total == math.inf else int(total),
-        batches_per_epoch=train.batches_per_epoch,
-        accumulation_steps=trainer.accumulation_steps,
-        valid_frequency=valid_frequency,
-        chkpt_frequency=trainer.chkpt_frequency,
-        print_frequency=trainer.print_frequency,
-        early_stop_cycles=early_stop_cycles,
-        save_final=trainer.chkpt_root is not None,
-    )
-
-
-def training_source(datamodule: DataModule, shares: Shares | None = None) -> EpochSource:
-    """Open the training batches, of which this rank has its shares.
-
-    Raises:
-        DataError: if there is no training set, or it is empty.
-    """
-    source = source_of(datamodule.train_dataloader(), seed=datamodule.seed, shares=shares)
-    if source is None:
-        raise DataError(
-            f"{type(datamodule).__name__} has no training set; assign self._train_dataset in "
-            "setup(), or override train_dataloader()"
-        )
-    return source
-
-
-def sources(
-    datamodule: DataModule, stack: contextlib.ExitStack, shares: Shares | None = None
-) -> tuple[EpochSource, EpochSource | None]:
-    """Open the training and the validation batches; the stack closes them.
-
-    Raises:
-        DataError: if there is no training set, or one of them is empty.
-    """
-    train = stack.enter_context(contextlib.closing(training_source(datamodule, shares)))
-    valid = source_of(datamodule.valid_dataloader(), seed=datamodule.seed, shares=shares)
-    if valid is not None:
-        stack.enter_context(contextlib.closing(valid))
-    return train, valid
-
-
-def open_logs(
-    trainer: Trainer,
-    model: Model,
-    content: dict[str, Any] | None,
-    stack: contextlib.ExitStack,
-    next_step: int | None = None,
-) -> Loggers:
-    """Open the logs that were asked for, those of a checkpoint again; the stack closes them.
-
-    Args:
-        trainer: whose run it is.
-        model: its name is that of a run without one.
-        content: the checkpoint to go on from, if any.
-        stack: an exception that passes through it is written to the log.
-        next_step: the first update that a resumed fit logs; None for a test, which drops nothing.
-    """
-    writes = trainer.ranks.is_first
-    loggers = open_loggers(
-        run_name=trainer.run_name or model.save_name,
-        log_path=trainer.log_path if trainer.enable_file_logging and writes else None,
-        run_path=trainer.run_path if trainer.enable_tensorboard and writes else None,
-        resume=None if content is None else content["log"],
-        purge_step=None if content is None else next_step,
-    )
-    stack.callback(loggers.close)
-    stack.push(failure_logger(loggers.logger, trainer.ranks))
-    trainer.failure_log = loggers.logger
-    return loggers
-
-
-def failure_logger(logger: logging.Logger | None, ranks: Ranks) -> Callable[..., None]:
-    """Return what writes an exception that ends a run to its log, for an ``ExitStack``."""
-
-    def log(kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            return
-        if ranks.several:
-            ranks.named(error)  # said here, before anything else takes its time; it is logged too
-        elif logger is not None:
-            write_failure(logger, "the run failed", error)
-
-    return log
-
-
-def write_failure(
-    logger: logging.Logger, message: str, failure: BaseException | None = None
-) -> None:
-    """Write how a run failed to the files of its log.
-
-    Whoever catches the exception shows it on standard error, so it goes into files alone.
-
-    Args:
-        logger: the log.
-        message: what to write.
-        failure: (optional) the exception, for its traceback.
-    """
-    exception = None if failure is None else (type(failure), failure, failure.__traceback__)
-    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, message, (), exception)
-    for handler in logger.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(record)
-
-
-def _total_updates(plan: Plan) -> int | None:
-    if plan.total_steps is None or plan.unit is TrainingUnit.ITERATION:
-        return plan.total_steps
-    if plan.batches_per_epoch is None:
-        return None
-    return plan.total_steps * -(-plan.batches_per_epoch // plan.accumulation_steps)

@@ -27,6 +27,7 @@ from helios.trainer.ranks.join import joined
 from helios.trainer.ranks.options import FSDP
 from helios.trainer.ranks.rendezvous import Rendezvous
 from helios.trainer.ranks.spawn import spawn
+from helios.trainer.run_logs import write_failure
 
 if TYPE_CHECKING:
     from helios.trainer.trainer import Trainer
@@ -105,7 +106,7 @@ def _on_this_rank(
 
     def log(failure: Failure) -> None:
         if trainer.failure_log is not None:
-            fits.write_failure(trainer.failure_log, f"the run failed: {failure}")
+            write_failure(trainer.failure_log, f"the run failed: {failure}")
 
     with (
         joined(

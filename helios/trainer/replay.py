@@ -19,8 +19,8 @@ from helios.functional.tree import clone, digest
 from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer.engine import as_recorded
-from helios.trainer.fit import sources
 from helios.trainer.hooks import Hooks
+from helios.trainer.inputs import sources
 from helios.trainer.loop import Loop
 from helios.trainer.ranks.ballot import Ballot
 from helios.trainer.report import Reporter

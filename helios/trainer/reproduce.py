@@ -18,8 +18,8 @@ from helios.plugins import Plugin
 from helios.trainer.crash import Crash, read_crash
 from helios.trainer.engine import as_recorded
 from helios.trainer.fingerprint import fingerprint, lost_promises
-from helios.trainer.fit import sources
 from helios.trainer.hooks import Hooks
+from helios.trainer.inputs import sources
 from helios.trainer.loop import Loop
 from helios.trainer.ranks.ballot import Ballot
 from helios.trainer.report import Reporter

@@ -17,6 +17,8 @@ from helios.functional.tree import leaves_with_paths
 from tests import zoo
 
 TRACED = "aot_eager"
+INDUCTOR = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+"""torch imports what it warns of, and warnings are errors here."""
 
 
 def steps(model, batches, *, compile=TRACED, window=1, donate=False, seed=0, **options):
@@ -228,6 +230,32 @@ def test_the_gradients_that_are_not_finite_are_named():
         step(state, (x * 1e30, y))
 
 
+def test_what_float64_holds_is_finite():
+    model = zoo.Line("line", lambda: helios.optim.SGD(lr=1e-200), torch.float64)
+    [(x, y)] = zoo.regression(1, 4, 0, torch.float64)
+    states, _ = steps(model, [(x, y), (x, y), (x * 1e60, y)])
+    assert states[-1].current_iteration == 3
+
+
+class Both(zoo.Game):
+    """Two objectives that count into one metric."""
+
+    def first(self, batch):
+        return super().first(batch), {"mean": batch[0].mean()}
+
+    def second(self, batch):
+        return super().second(batch), {"mean": batch[1].mean()}
+
+
+def test_objectives_may_count_into_one_metric():
+    batches = zoo.regression(4, 4, 0, torch.float64)
+    compiled, told = steps(Both("both"), batches)
+    eager, _ = steps(Both("both"), batches, compile=False)
+    assert told == []
+    assert compiled[-1].carry.metrics["mean"].weight == 32
+    assert distance(compiled[-1], eager[-1]) < 1e-13
+
+
 def test_skipped_buffers_are_put_back():
     model = zoo.Noisy("noisy")
     step = helios.make_step(model, compile=TRACED, non_finite="skip")
@@ -366,7 +394,7 @@ class Plain:
         return {n: p - 0.1 * grads[n] for n, p in params.items()}, opt_state
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@INDUCTOR
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++")
 def test_kernels_give_what_operators_give():
     class Small(zoo.Noisy):
@@ -386,6 +414,7 @@ def test_kernels_give_what_operators_give():
     assert distance(compiled[-1], eager[-1]) < 1e-6
 
 
+@INDUCTOR
 def test_without_a_compiler_a_step_runs_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):

@@ -25,8 +25,9 @@ from helios.trainer import arguments as check
 from helios.trainer.agreement import Agreement
 from helios.trainer.banner import banner
 from helios.trainer.fingerprint import fingerprint
-from helios.trainer.fit import _total_updates, failure_logger, make_plan, sources
 from helios.trainer.hooks import Hooks
+from helios.trainer.inputs import make_plan, sources, total_updates
+from helios.trainer.leaving import left
 from helios.trainer.loop import Loop
 from helios.trainer.many.model import Many
 from helios.trainer.many.report import ManyReporter, flush_all, open_writers
@@ -34,6 +35,7 @@ from helios.trainer.many.resuming import Found, last_of_all, reduction, resume_a
 from helios.trainer.many.saving import ManySaver, MemberStore
 from helios.trainer.progress import Progress
 from helios.trainer.resuming import check_position, take_up, warn_of_lost_promises
+from helios.trainer.run_logs import failure_logger
 from helios.trainer.saving import Saver, rng_restorer
 from helios.trainer.session import session
 from helios.trainer.signals import Interrupted, Signals
@@ -221,7 +223,7 @@ def _fit(trainer: Trainer, many: Many, datamodule: DataModule) -> None:
             if saver is not None:
                 saver.finish()
         except Interrupted as reason:
-            reporter.announce(f"The run was {reason}. {_left(loop)}")
+            reporter.announce(f"The run was {reason}. {left(loop)}")
         except BaseException as failure:
             try:
                 loop.save_resumable()
@@ -275,7 +277,7 @@ def _open(
     )
     progress = None
     if trainer.enable_progress_bar:
-        progress = Progress(_total_updates(plan), state.current_iteration)
+        progress = Progress(total_updates(plan), state.current_iteration)
     reporter = ManyReporter(
         many,
         loggers.logger,
@@ -340,15 +342,6 @@ def _saver(
         for store, member, own in zip(stores, many.members, names, strict=True)
     ]
     return ManySaver(many, stores, savers, in_background=trainer.async_saving)
-
-
-def _left(loop: Loop) -> str:
-    """Save the state of a run that is left, and say whether that went well; it is left anyway."""
-    try:
-        loop.save_resumable()
-    except Exception as error:
-        return f"Its state could not be saved: {error}"
-    return "Its state is saved; run again to go on."
 
 
 def _give_back(many: Many, loop: Loop) -> None:
