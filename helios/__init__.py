@@ -29,7 +29,7 @@ from helios.plugins import Plugin as Plugin
 from helios.trainer import Trainer as Trainer
 from helios.trainer import TrainingState as TrainingState
 from helios.trainer import TrainingUnit as TrainingUnit
-from helios.trainer.many.fit import fit_many as fit_many
+from helios.trainer.many.entry import fit_many as fit_many
 from helios.trainer.ranks.options import DDP as DDP
 from helios.trainer.ranks.options import FSDP as FSDP
 from helios.trainer.replay import recorded_digests as recorded_digests

@@ -147,6 +147,9 @@ def test_importing_helios_imports_no_tensorboard():
 
 
 def test_what_few_need_is_imported_when_they_need_it():
-    few = ["torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint"]
+    few = [
+        *("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint"),
+        *("torch._dynamo", "helios.trainer.many.fit"),
+    ]
     code = f"import sys, helios; sys.exit(any(name in sys.modules for name in {few}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
