@@ -144,7 +144,7 @@ def _walk(value: Any, path: str, found: Snapshot, above: set[int], whole: bool) 
         parts = list(_parts(value, path))
         if isinstance(value, (Mapping, list, tuple, collections.deque)):
             found[path] = _Items(type(value).__name__, len(value))
-        elif parts:
+        elif parts or _has_attributes(value):
             found[path] = _Object(type(value))
         else:
             # Counters of itertools and their like say in their repr where they are.
@@ -175,7 +175,7 @@ def _parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple, collections.deque)):
         if len(value) <= _LONGEST:
             yield from ((f"{path}[{index}]", held) for index, held in enumerate(value))
-    elif not isinstance(value, type) and not _is_opaque(type(value)):
+    elif not _is_opaque(type(value)) and not isinstance(value, type):
         if isinstance(value, msgspec.Struct):
             names = list(value.__struct_fields__)
         elif dataclasses.is_dataclass(value):
@@ -199,6 +199,12 @@ def _generator_state(value: Any) -> Any:
 
 def _is_opaque(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in _OPAQUE
+
+
+def _has_attributes(value: Any) -> bool:
+    return (
+        hasattr(value, "__dict__") and not isinstance(value, type) and not _is_opaque(type(value))
+    )
 
 
 def _is_data(value: Any) -> bool:
