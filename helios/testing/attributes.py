@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import enum
 import random
@@ -147,9 +148,7 @@ def _walk(value: Any, path: str, found: Snapshot, above: set[int], whole: bool) 
         elif parts or _has_attributes(value):
             found[path] = _Object(type(value))
         else:
-            # Counters of itertools and their like say in their repr where they are.
-            says = repr(value)
-            found[path] = _Same(value) if " at 0x" in says or _is_opaque(type(value)) else says
+            found[path] = _said(value)
         for inner, part in parts:
             _walk(part, inner, found, above | {id(value)}, whole)
 
@@ -182,7 +181,8 @@ def _parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             names = [field.name for field in dataclasses.fields(value)]
         else:
             names = list(getattr(value, "__dict__", ()))
-        yield from ((f"{path}.{name}", getattr(value, name)) for name in names)
+        # A slot may be empty.
+        yield from ((f"{path}.{n}", getattr(value, n)) for n in names if hasattr(value, n))
 
 
 def _generator_state(value: Any) -> Any:
@@ -199,6 +199,16 @@ def _generator_state(value: Any) -> Any:
 
 def _is_opaque(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in _OPAQUE
+
+
+def _said(value: Any) -> Any:
+    """Return the repr of an object without attributes: counters, paths and dates say it there."""
+    if not _is_opaque(type(value)):
+        with contextlib.suppress(Exception):
+            says = repr(value)
+            if " at 0x" not in says:
+                return says
+    return _Same(value)
 
 
 def _has_attributes(value: Any) -> bool:

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import itertools
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,8 @@ def set_value(holder):
         (random.Random(0), lambda v: v.random(), "x (Random) drew random numbers"),
         (np.random.RandomState(0), lambda v: v.rand(), "x (RandomState) drew random numbers"),
         (Slotted(), set_value, "x.value changed from 0 to 1"),
+        ([Slotted()], lambda v: delattr(v[0], "value"), "x[0]"),
+        ([Path("a")], lambda v: v.__setitem__(0, Path("b")), "x[0] changed from"),
         (Holder(0), set_value, "x.value changed from 0 to 1"),
         (Holder(Holder(0)), lambda v: set_value(v.value), "x.value.value changed from 0 to 1"),
         (Holder(Holder(0)), lambda v: delattr(v, "value"), "x.value is gone"),
@@ -72,6 +75,10 @@ def test_a_change_is_named(value, change, said):
 
 def test_many_changes_are_counted():
     assert describe_changes(snapshot([0] * 9, "x"), snapshot([1] * 9, "x")).endswith("; and 6 more")
+
+
+def test_an_equal_path_in_its_place_is_no_change():
+    assert changes(snapshot(Path("a"), "x"), snapshot(Path("a"), "x")) == []
 
 
 def test_an_object_that_holds_itself_is_walked_once():
