@@ -94,6 +94,10 @@ class NotTraceableError(HeliosError, TypeError):
     """Something in a step cannot be traced, so that the step cannot be compiled."""
 
 
+class LawError(HeliosError, AssertionError):
+    """A model or its data break a law that exact resume rests on; the message names the culprit."""
+
+
 class RegistryError(HeliosError, KeyError):
     """A name is not in a registry, or is there twice."""
 

@@ -9,14 +9,14 @@ from hypothesis import settings
 import helios
 from tests import zoo
 
-_MAKE = {
+MAKE = {
     "line": lambda: zoo.Line("line", lambda: helios.optim.SGD(lr=0.1, momentum=0.9)),
     "noisy": lambda: zoo.Noisy("noisy"),
     "weighted": lambda: zoo.Weighted("weighted"),
     "adversarial": lambda: zoo.Adversarial("adversarial"),
     "averaged": lambda: Averaged("averaged"),
 }
-MODELS = sorted(_MAKE)
+MODELS = sorted(MAKE)
 ENGINES = ["autograd", "func"]
 
 few = settings(max_examples=max(settings.default.max_examples // 10, 30))
@@ -38,6 +38,6 @@ class Averaged(zoo.Noisy):
 @functools.cache
 def built(kind: str) -> helios.Model:
     """Return a model, set up; one object per kind, so that laws also hold across its uses."""
-    model = _MAKE[kind]()
+    model = MAKE[kind]()
     model.prepare(3)
     return model

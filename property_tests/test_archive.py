@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helios.errors import CorruptCheckpointError
+from helios.testing.strategies import whole_tensors
 from helios.trainer.store.guard import check_archive, check_content
 from helios.trainer.store.tensors import DTYPES
-from property_tests.tensors import whole_tensors
 from tests.trainer.store import forge
 
 # Torch says once a process that complex32 is experimental, and copies its bits all the same.

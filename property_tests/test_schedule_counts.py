@@ -15,7 +15,8 @@ from helios.functional.schedule import (
     Validate,
 )
 from helios.functional.state import TrainingUnit
-from property_tests.strategies import Run, World, drive, worlds
+from helios.testing.shell import Run, World, drive
+from helios.testing.strategies import worlds
 
 
 def count(run: Run, kind: type[Event]) -> int:

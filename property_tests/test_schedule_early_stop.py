@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from helios.functional.schedule import Checkpoint, Event, Stop, StopReason, Validate
-from property_tests.strategies import Run, World, drive, worlds, written_and_read
+from helios.testing.shell import Run, World, drive, written_and_read
+from helios.testing.strategies import worlds
 
 EARLY = Stop(StopReason.EARLY_STOP)
 

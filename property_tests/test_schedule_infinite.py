@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from helios.functional.schedule import Batch, Checkpoint, EpochEnd, EpochStart, Event, Validate
 from helios.functional.state import TrainingState, TrainingUnit
-from property_tests.strategies import World, drive, worlds
+from helios.testing.shell import World, drive
+from helios.testing.strategies import worlds
 
 
 @given(worlds(finite=False, stops=True), st.integers(1, 150))

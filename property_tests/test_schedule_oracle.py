@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from helios.functional.plan import Plan
 from helios.functional.schedule import Peek
 from helios.functional.state import TrainingState, TrainingUnit
+from helios.testing.shell import Run, World, as_tuple, drive
+from helios.testing.strategies import worlds
 from property_tests import oracle
-from property_tests.strategies import Run, World, as_tuple, drive, worlds
 
 COUNTED = (
     "current_iteration",

@@ -20,16 +20,8 @@ from helios.functional.schedule import (
     Validate,
 )
 from helios.functional.state import TrainingState, TrainingUnit
-from property_tests.strategies import (
-    Row,
-    Run,
-    World,
-    drive,
-    reachable,
-    without_peeks,
-    worlds,
-    written_and_read,
-)
+from helios.testing.shell import Row, Run, World, drive, without_peeks, written_and_read
+from helios.testing.strategies import reachable, worlds
 
 
 def happens(events: list[Event]) -> list[Event]:

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from helios.functional.schedule import Batch
 from helios.functional.state import TrainingUnit
-from property_tests.strategies import Run, World, drive, reachable, worlds
+from helios.testing.shell import Run, World, drive
+from helios.testing.strategies import reachable, worlds
 
 
 def windows(run: Run) -> tuple[list[list[Batch]], list[Batch]]:

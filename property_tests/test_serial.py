@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import helios
 from helios.errors import SerialisationError
 from helios.functional.serial import _DTYPES
+from helios.testing.strategies import whole_tensors
 from property_tests.cases import MODELS, built, few
-from property_tests.tensors import whole_tensors
 from tests.zoo import batches_for
 
 # Torch says once a process that complex32 is experimental, and copies its bits all the same.

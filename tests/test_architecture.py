@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "plugins": {"functional", "core"} | LEAVES,
     "trainer": {"functional", "core", "optim", "model", "data", "plugins"} | LEAVES,
     "debug": {"trainer", "data", "model"} | LEAVES,
+    "testing": {"functional", "core", "model", "data"} | LEAVES,
 }
 IMPURE = {"os", "pathlib", "time", "logging", "random", "socket", "subprocess", "threading", "io"}
 IMPURE_TORCH = {"torch.distributed", "torch.cuda", "torch.multiprocessing"}

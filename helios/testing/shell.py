@@ -1,13 +1,11 @@
-"""What the laws quantify over, and a shell that does nothing but keep the counters."""
+"""A shell that does nothing but keep the counters: runs of a plan, without a model or data."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from helios.functional.plan import Plan
@@ -118,6 +116,14 @@ def drive(
         state: where to begin, a new run by default.
         limit: how many events to take at most.
         stop_at: whether to ask for a stop at an event, given its index too.
+
+    Raises:
+        AssertionError: if the events do not agree with the counters.
+
+    Example:
+        >>> run = drive(World(Plan(total_steps=2, batches_per_epoch=3), Data((3,), sized=True)))
+        >>> run.returned.current_iteration, [type(event).__name__ for event in run.events[:3]]
+        (6, ['EpochStart', 'Batch', 'Batch'])
     """
     plan, data, script = world
     state = TrainingState() if state is None else state
@@ -185,93 +191,3 @@ STORED = [name for name in TrainingState.__struct_fields__ if name != "carry"]
 def without_peeks(events: list[Event]) -> list[Event]:
     """Return what happens in a run, without the questions that are asked on the way."""
     return [event for event in events if not isinstance(event, Peek)]
-
-
-_MAYBE = st.sampled_from([None, 1, 2, 3, 4])
-_KINDS = st.sampled_from(["EpochStart", "Batch", "Validate", "EpochEnd", "Checkpoint"])
-_STOPS = st.frozensets(st.tuples(_KINDS, st.integers(0, 20)), max_size=2)
-_IMPROVED = st.integers(2, 127).map(lambda bits: tuple(x == "1" for x in f"{bits:b}"[1:]))
-_SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=3)
-
-
-def _plan(
-    data: Data,
-    unit: TrainingUnit,
-    total: int | None,
-    accumulation: int,
-    frequencies: tuple[int | None, int | None, int | None],
-    patience: int | None,
-    save_final: bool,
-    early_stop: bool | None,
-) -> Plan:
-    valid, chkpt, log = frequencies
-    if early_stop:
-        valid, patience = valid or 1, patience or 1
-    elif valid is None or early_stop is False:
-        patience = None
-    if total is not None and unit is TrainingUnit.EPOCH:
-        total = (total + 1) // 2
-    return Plan(
-        unit=unit,
-        total_steps=total,
-        batches_per_epoch=data.sizes[0] if data.sized else None,
-        accumulation_steps=accumulation,
-        valid_frequency=valid,
-        chkpt_frequency=chkpt,
-        print_frequency=log,
-        early_stop_cycles=patience,
-        save_final=save_final,
-    )
-
-
-@functools.cache
-def datas() -> st.SearchStrategy[Data]:
-    """Draw data: epochs of one known size, of one unknown size, or of several."""
-    return st.builds(
-        lambda sizes, sized: Data(tuple(sizes[:1] if sized else sizes), sized),
-        _SIZES,
-        st.booleans(),
-    )
-
-
-@functools.cache
-def scripts(*, stops: bool = True) -> st.SearchStrategy[Script]:
-    """Draw scripts: which validations improve, and where a stop is asked for."""
-    return st.builds(Script, _IMPROVED, _STOPS if stops else st.just(frozenset()))
-
-
-@functools.cache
-def worlds(
-    *,
-    unit: TrainingUnit | None = None,
-    finite: bool = True,
-    stops: bool = False,
-    early_stop: bool | None = None,
-) -> st.SearchStrategy[World]:
-    """Draw a plan, its data and its script.
-
-    Args:
-        unit: what the plan counts, None for either.
-        finite: whether it has a total.
-        stops: whether stops are asked for.
-        early_stop: whether the plan stops early, None for either.
-    """
-    return st.builds(
-        lambda data, script, *plan: World(_plan(data, *plan, early_stop), data, script),
-        datas(),
-        scripts(stops=stops),
-        st.sampled_from(TrainingUnit) if unit is None else st.just(unit),
-        st.integers(1, 10) if finite else st.none(),
-        st.integers(1, 5),
-        st.tuples(_MAYBE, _MAYBE, _MAYBE),
-        st.sampled_from([None, 1, 2, 3]),
-        st.booleans(),
-    )
-
-
-@st.composite
-def reachable(draw: st.DrawFn, world: World) -> TrainingState:
-    """Draw a state that a run of ``world`` leaves behind when it is stopped somewhere."""
-    at = draw(st.integers(0, 40))
-    rows = drive(world, limit=500, stop_at=lambda index, event: index >= at).rows
-    return written_and_read(rows[-1].state)
