@@ -22,6 +22,8 @@ MAY_IMPORT = {
     "plugins": {"functional", "core"} | LEAVES,
     "trainer": {"functional", "core", "optim", "model", "data", "plugins"} | LEAVES,
     "debug": {"trainer", "data", "model"} | LEAVES,
+    "cli": {"functional", "trainer"} | LEAVES,
+    "__main__": {"cli"},
 }
 IMPURE = {"os", "pathlib", "time", "logging", "random", "socket", "subprocess", "threading", "io"}
 IMPURE_TORCH = {"torch.distributed", "torch.cuda", "torch.multiprocessing"}
