@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from helios.cli import plan
+from helios.cli import inspect, plan, verify
 from helios.cli.output import GOOD, STATUSES
 from helios.version import __version__
 
-COMMANDS = (plan,)
+COMMANDS = (inspect, plan, verify)
 """Modules with ``add(commands)``, which gives the parser a ``run(arguments) -> int``."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
@@ -22,20 +22,26 @@ exit status:
 def say(lines: Iterable[str]) -> None:
     """Print lines; what a terminal would take for a command is escaped."""
     for line in lines:
-        sys.stdout.write(f"{printable(line)}\n")
+        _write(sys.stdout, f"{printable(line)}\n")
 
 
 def say_json(document: Any) -> None:
     """Print a JSON document, indented."""
     data = msgspec.json.format(msgspec.json.encode(document), indent=2)
-    sys.stdout.write(f"{data.decode()}\n")
+    _write(sys.stdout, f"{data.decode()}\n")
 
 
 def complain(command: str, message: str, status: int) -> int:
     """Print what is wrong on standard error, and return the exit status."""
     lines = "\n".join(printable(line) for line in message.splitlines())
-    sys.stderr.write(f"helios {command}: {lines}\n")
+    _write(sys.stderr, f"helios {command}: {lines}\n")
     return status
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write a text, escaping what the encoding of the stream does not have."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def printable(line: str) -> str:

@@ -85,7 +85,7 @@ def test_without_a_command_the_usage_is_shown(capsys):
     assert "COMMAND" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["plan"]])
+@pytest.mark.parametrize("command", [[], ["inspect"], ["plan"], ["verify"]])
 def test_help_has_the_exit_statuses(capsys, command):
     with pytest.raises(SystemExit, match="0"):
         main([*command, "--help"])
