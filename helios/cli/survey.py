@@ -64,6 +64,8 @@ def survey(fs: Fs, folder: Path) -> Iterator[Surveyed]:
     for stem in sorted({Path(n).stem for n in names if n.endswith((".pth", ".json"))} - seen):
         if not is_stem(stem, name) or f".{stem}.json" in names:  # it is being written or removed
             continue
+        if {f"{stem}.pth", f"{stem}.json"} <= names or _is_settled(folder, stem):  # by now
+            continue
         if f"{stem}.pth" not in names:
             lost = CorruptCheckpointError(f"{stem}.json is there, and {stem}.pth is not")
             yield _surveyed(stem, lost, None, pins)
@@ -73,6 +75,12 @@ def survey(fs: Fs, folder: Path) -> Iterator[Surveyed]:
                 "else, and no run goes on from it"
             )
             yield Surveyed(f"{stem}.pth", "uncommitted", stranger, stem in pins, None)
+
+
+def _is_settled(folder: Path, stem: str) -> bool:
+    """Tell whether a checkpoint is whole or gone by now: a run saved or removed it meanwhile."""
+    files = [(folder / f"{stem}{suffix}").exists() for suffix in (".pth", ".json")]
+    return all(files) or not any(files)
 
 
 def size_of(manifest: Manifest) -> int:

@@ -9,7 +9,9 @@ import pytest
 
 import helios
 from helios.cli.main import main
+from helios.cli.survey import survey
 from helios.trainer.store import manifest
+from helios.trainer.store.fs import OsFs
 
 OLD, MIDDLE, NEW = (f"line_epoch_{e}_iter_{i}" for e, i in ((1, 2), (1, 4), (2, 6)))
 
@@ -69,6 +71,40 @@ def test_a_save_under_way_is_not_looked_at(capsys, folder):
     status, found, _ = verify(capsys, folder)
     assert status == 0
     assert set(found) == {f"{NEW}.pth", f"{OLD}.pth"}
+
+
+class RunsOn(OsFs):
+    """Lets a run do something before the n-th look into the folder."""
+
+    def __init__(self, look, act):
+        self.look, self.act = look, act
+
+    def listdir(self, folder):
+        self.look -= 1
+        if self.look == 0:
+            self.act()
+        return super().listdir(folder)
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_what_a_run_saves_meanwhile_is_not_broken(folder, tmp_path, look):
+    aside = [(folder / f"{NEW}{end}").rename(tmp_path / f"{NEW}{end}") for end in (".pth", ".json")]
+    fs = RunsOn(look, lambda: [path.rename(folder / path.name) for path in aside])
+    found = list(survey(fs, folder))
+    assert {one.status for one in found} == {"valid"}
+    assert len(found) == (3 if look == 1 else 2)
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_what_a_run_removes_meanwhile_is_not_broken(folder, look):
+    def remove():
+        (folder / f"{OLD}.json").unlink()
+        (folder / f"{OLD}.pth").unlink()
+
+    found = list(survey(RunsOn(look, remove), folder))
+    assert [(one.file, one.status) for one in found] == [
+        *((f"{NEW}.pth", "valid"), (f"{MIDDLE}.pth", "valid"))
+    ]
 
 
 def test_a_format_of_a_newer_helios_is_named_so(capsys, folder):
