@@ -116,3 +116,10 @@ def test_a_trillion_steps_cost_no_more_than_a_few(unit: TrainingUnit) -> None:
     assert len(last_entries(plan, 20)) == 20
     assert len(list(islice(entries(plan), 20))) == 20
     assert totals(plan).validations == 10**9
+
+
+def test_a_trillion_epochs_within_a_window_cost_no_more_than_a_few() -> None:
+    plan = Plan(TrainingUnit.ITERATION, 10**12, 1, 10**12)
+    assert len(last_entries(plan, 20)) == 20
+    assert len(list(islice(entries(plan), 20))) == 20
+    assert totals(plan).epochs == 10**24

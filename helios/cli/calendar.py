@@ -145,16 +145,17 @@ def last_entries(plan: Plan, count: int) -> list[Entry]:
         [1000000000000, 1000000000000, 1000000000000]
     """
     assert plan.total_steps is not None
-    spacing = 1
-    if plan.unit is TrainingUnit.ITERATION:
-        known = [plan.total_steps]
-        known += [f for f in (plan.valid_frequency, plan.chkpt_frequency) if f is not None]
-        if plan.batches_per_epoch is not None:
-            known.append(-(-plan.batches_per_epoch // plan.accumulation_steps))
-        spacing = min(known)
-    # A line more than asked for at least, since the first run of batches may be cut.
-    start = max(0, plan.total_steps - (count + 2) * spacing)
-    return list(deque(entries(plan, _state_after(plan, start)), maxlen=count))
+    # More lines than asked for, since the first run of batches may be cut.
+    lines = count + 2
+    if plan.unit is TrainingUnit.EPOCH:
+        state = _after_epochs(plan, max(0, plan.total_steps - lines))
+    else:
+        window = plan.accumulation_steps
+        steps = (plan.total_steps, plan.valid_frequency, plan.chkpt_frequency)
+        known = [step * window for step in steps if step is not None]
+        spacing = min(known if plan.batches_per_epoch is None else [*known, plan.batches_per_epoch])
+        state = _after_batches(plan, max(0, plan.total_steps * window - lines * spacing))
+    return list(deque(entries(plan, state), maxlen=count))
 
 
 def ends_of(plan: Plan, count: int) -> tuple[list[Entry], list[Entry]]:
@@ -186,7 +187,10 @@ def totals(plan: Plan) -> Totals:
         saves = None if plan.chkpt_frequency is not None or plan.save_final else 0
         logs = None if plan.print_frequency is not None else 0
         return Totals(None, None, None, none, saves, logs)
-    end = _state_after(plan, steps)
+    if plan.unit is TrainingUnit.EPOCH:
+        end = _after_epochs(plan, steps)
+    else:
+        end = _after_batches(plan, steps * plan.accumulation_steps)
     unknown = _length_is_unknown(plan)
     epochs: int | None = end.global_epoch
     if plan.unit is TrainingUnit.ITERATION and plan.batches_per_epoch is None:
@@ -308,25 +312,38 @@ def _ahead(plan: Plan, state: TrainingState, batches: int) -> TrainingState:
     )
 
 
-def _state_after(plan: Plan, steps: int) -> TrainingState:
-    """Return the state once all that is due after some epochs or updates is done."""
-    size = plan.batches_per_epoch
-    if plan.unit is TrainingUnit.EPOCH:
-        size = 1 if size is None else size
-        per_epoch = -(-size // plan.accumulation_steps)
-        batches, updates, epoch, position = steps * size, steps * per_epoch, steps, 0
-    else:
-        per_epoch, updates, batches = 1, steps, steps * plan.accumulation_steps
-        epoch, position = (1, batches) if size is None else divmod(batches, size)
-        epoch += size is not None and position > 0
-    cycles, rest = (0, steps)
-    if plan.valid_frequency is not None:
-        cycles, rest = divmod(steps, plan.valid_frequency)
+def _after_epochs(plan: Plan, epochs: int) -> TrainingState:
+    """Return the state of a run in epochs once all that is due after some of them is done."""
+    size = 1 if plan.batches_per_epoch is None else plan.batches_per_epoch
+    updates = -(-size // plan.accumulation_steps)
+    cycles, rest = _validated(plan, epochs)
+    return TrainingState(
+        current_iteration=epochs * updates,
+        global_iteration=epochs * size,
+        global_epoch=epochs,
+        validation_cycles=cycles,
+        running_iter=rest * updates,
+    )
+
+
+def _after_batches(plan: Plan, batches: int) -> TrainingState:
+    """Return the state of a run in updates once all that is due after some batches is done."""
+    updates, window = divmod(batches, plan.accumulation_steps)
+    epoch, position = 0, batches
+    if plan.batches_per_epoch is not None:
+        epoch, position = divmod(batches, plan.batches_per_epoch)
+    cycles, rest = _validated(plan, updates)
     return TrainingState(
         current_iteration=updates,
         global_iteration=batches,
-        global_epoch=epoch if steps else 0,
+        global_epoch=epoch + (position > 0),
         validation_cycles=cycles,
         dataset_iter=position,
-        running_iter=rest * per_epoch,
+        running_iter=rest,
+        window_iter=window,
     )
+
+
+def _validated(plan: Plan, steps: int) -> tuple[int, int]:
+    """Return the validations done after some steps, and the steps since the last one."""
+    return (0, steps) if plan.valid_frequency is None else divmod(steps, plan.valid_frequency)
