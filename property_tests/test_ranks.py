@@ -19,24 +19,16 @@ from helios.data import DataLoaderParams, create_dataloader, source_of
 from helios.functional.plan import Plan
 from helios.functional.schedule import (
     Batch,
-    EpochEnd,
     EpochStart,
     Event,
     Outcome,
     Peek,
-    Validate,
     schedule,
 )
 from helios.functional.share import Shares
 from helios.functional.state import (
     TrainingState,
     TrainingUnit,
-    begin_batch,
-    end_batch,
-    end_epoch,
-    end_validation,
-    judge,
-    start_epoch,
 )
 from property_tests.fits import a_share
 from tests.exactness import ranks
@@ -97,8 +89,8 @@ def drive(case: Case, shares: Shares | None) -> Seen:
         **{name: getattr(case.plan, name) for name in Plan.__struct_fields__}
         | {"batches_per_epoch": source.batches_per_epoch}
     )
-    seen, state, outcome = Seen([], []), TrainingState(), None
-    calendar = schedule(plan, state)
+    seen, outcome = Seen([], []), None
+    calendar = schedule(plan, TrainingState())
     ahead: list[Any] = []
     batches: Any = iter(())
     while True:
@@ -109,7 +101,7 @@ def drive(case: Case, shares: Shares | None) -> Seen:
         seen.events.append(event)
         outcome = Outcome()
         if isinstance(event, EpochStart):
-            state, batches = start_epoch(state), source.open(event.epoch - 1, event.first_batch)
+            batches = source.open(event.epoch - 1, event.first_batch)
             seen.epochs.append([])
         elif isinstance(event, Peek):
             while len(ahead) < 2 and (batch := next(batches, None)) is not None:
@@ -117,18 +109,12 @@ def drive(case: Case, shares: Shares | None) -> Seen:
             outcome = Outcome(available=len(ahead))
         elif isinstance(event, Batch):
             batch = ahead.pop(0) if ahead else next(batches)
-            state = end_batch(begin_batch(state, update=event.update))
             if shares is None:
                 seen.epochs[-1].append([(0, rows(batch), len(rows(batch)))])
             else:
                 found = [(p.index, rows(p.batch)[: p.count], p.of) for p in batch]
                 assert all(len(rows(p.batch)) == max(p.count, 1) for p in batch)
                 seen.epochs[-1].append(found)
-        elif isinstance(event, Validate):
-            state = end_epoch(state) if plan.unit is TrainingUnit.EPOCH else state
-            state = judge(end_validation(state), improved=True)
-        elif isinstance(event, EpochEnd):
-            state = end_epoch(state)
     source.close()
     return seen
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -39,6 +39,19 @@ class Job:
     full: bool
     folder: Path
     variant: str
+
+    def extras(self) -> dict[str, Any]:
+        """Return what a trainer of helios, or of helios-ml, is told: with everything on or off."""
+        if not self.full:
+            return {}
+        return {
+            "enable_progress_bar": True,
+            "enable_tensorboard": True,
+            "run_path": self.folder / "runs",
+            "print_frequency": LOG_EVERY,
+            "chkpt_root": self.folder,
+            "chkpt_frequency": SAVE_EVERY,
+        }
 
 
 @dataclass(frozen=True)
@@ -80,11 +93,6 @@ class Contestant:
                 metadata.version(self.package)
             except metadata.PackageNotFoundError:
                 return f"{self.package} is not installed"
-        if self.module == "with_helios" and self.variant == "compiled":
-            import helios
-
-            if "compile" not in inspect.signature(helios.Trainer).parameters:
-                return "this helios.Trainer has no argument compile"
         return None
 
     def load(self) -> Callable[[Job], None]:

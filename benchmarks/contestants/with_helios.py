@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import helios
-from benchmarks.contestants import LOG_EVERY, SAVE_EVERY, Job
+from benchmarks.contestants import Job
 from benchmarks.workloads import LEARNING_RATE, criterion
 
 
@@ -55,21 +55,13 @@ def train(job: Job) -> None:
     iterable = job.variant == "iterable"
     model = (Given if iterable else Stopped)(job)
     options: dict[str, Any] = {"compile": True} if job.variant == "compiled" else {}
-    if job.full:
-        options |= {
-            "enable_progress_bar": True,
-            "enable_tensorboard": True,
-            "run_path": job.folder / "runs",
-            "print_frequency": LOG_EVERY,
-            "chkpt_root": job.folder,
-            "chkpt_frequency": SAVE_EVERY,
-        }
     trainer = helios.Trainer(
         train_unit="iteration",
         total_steps=len(turns),
         use_cpu=True,
         print_banner=False,
         **options,
+        **job.extras(),
     )
     names = [f"net.{name}" for name, _ in job.net.named_parameters()]
 

@@ -10,7 +10,7 @@ import helios.core.logging as helios_logging
 import helios.data as helios_data
 import helios.model as helios_model
 import helios.trainer as helios_trainer
-from benchmarks.contestants import LOG_EVERY, SAVE_EVERY, Job
+from benchmarks.contestants import Job
 from benchmarks.turns import Turns
 from benchmarks.workloads import LEARNING_RATE, criterion, parameters_of
 
@@ -77,22 +77,12 @@ class Batches(helios_data.DataModule):
 def train(job: Job) -> None:
     """Train."""
     job.turns.parameters = lambda: parameters_of(job.net)
-    options: dict[str, Any] = {}
-    if job.full:
-        options = {
-            "enable_progress_bar": True,
-            "enable_tensorboard": True,
-            "run_path": job.folder / "runs",
-            "print_frequency": LOG_EVERY,
-            "chkpt_root": job.folder,
-            "chkpt_frequency": SAVE_EVERY,
-        }
     trainer = helios_trainer.Trainer(
         train_unit="iteration",
         total_steps=len(job.turns),
         use_cpu=True,
         print_banner=False,
-        **options,
+        **job.extras(),
     )
     if not trainer.fit((Logging if job.full else Model)(job), Batches(job.turns)):
         raise SystemExit("fit returned False")

@@ -14,25 +14,8 @@ from itertools import islice
 import msgspec
 from msgspec.structs import replace
 
-from helios.functional.schedule import (
-    Batch,
-    EpochEnd,
-    EpochStart,
-    Event,
-    Peek,
-    Plan,
-    Validate,
-    schedule,
-)
-from helios.functional.state import (
-    TrainingState,
-    TrainingUnit,
-    begin_batch,
-    end_batch,
-    end_epoch,
-    end_validation,
-    start_epoch,
-)
+from helios.functional.schedule import Batch, Event, Peek, Plan, after, schedule
+from helios.functional.state import TrainingState, TrainingUnit
 
 
 class Batches(msgspec.Struct, frozen=True, tag=True):
@@ -113,11 +96,11 @@ def entries(plan: Plan, state: TrainingState | None = None) -> Iterator[Entry]:
             if began is not None:
                 yield _run(plan, began, state, unknown=unknown)
                 began = None
-            state = _after(state, event)
+            state = after(plan, state, event)
             yield Entry(event, None if unknown else state.current_iteration)
             continue
         began = state if began is None else began
-        state = end_batch(begin_batch(state, update=event.update))
+        state = after(plan, state, event)
         quiet = _quiet(plan, state)
         if quiet is None:
             yield _run(plan, began, state, unknown=True)
@@ -265,15 +248,6 @@ def _run(plan: Plan, began: TrainingState, state: TrainingState, *, unknown: boo
     return Entry(
         Batches(state.global_epoch, first, state.dataset_iter, after - before, logs), after
     )
-
-
-def _after(state: TrainingState, event: Event) -> TrainingState:
-    """Apply what an event other than a batch does to the counters."""
-    if isinstance(event, EpochStart):
-        return start_epoch(state)
-    if isinstance(event, Validate):
-        return end_validation(state)
-    return end_epoch(state) if isinstance(event, EpochEnd) else state
 
 
 def _quiet(plan: Plan, state: TrainingState) -> int | None:

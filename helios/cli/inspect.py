@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
+from helios.cli.command import add_command, add_json
 from helios.cli.contents import Group, groups, sharded_leaves
 from helios.cli.output import (
     GOOD,
-    STATUSES,
     USAGE,
     WRONG,
     complain,
@@ -80,20 +81,19 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True):
 
 def add(commands: Any) -> None:
     """Add the command to the parsers."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = add_command(
+        commands,
         "inspect",
-        help="show what is in a checkpoint, or in the newest of a run",
-        description="Show what is in a checkpoint, or in the newest valid one of a run.",
-        epilog=_EXAMPLES + STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        run,
+        brief="show what is in a checkpoint, or in the newest of a run",
+        full="Show what is in a checkpoint, or in the newest valid one of a run.",
+        examples=_EXAMPLES,
     )
     parser.add_argument(
         "path", metavar="CKPT", type=Path, help="a .pth file, or the folder of a run's checkpoints"
     )
     parser.add_argument("--summary", action="store_true", help="leave out the single tensors")
-    parser.add_argument("--json", action="store_true", help="print a JSON document")
-    parser.set_defaults(run=run)
+    add_json(parser)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -137,18 +137,23 @@ def inspect(fs: Fs, path: Path) -> Inspected:
         "path": printable(str(path)),
         "pinned": path.with_suffix(".pin").exists(),
     }
+    manifest = None
+    with contextlib.suppress(CheckpointError, OSError):  # reading the checkpoint says it better
+        manifest = load_manifest(fs, path.parent, path.stem)
+        known |= _from_manifest(manifest)
     try:
         content = read_checkpoint(path, fs, joined=False)
-        manifest = load_manifest(fs, path.parent, path.stem)
+        if manifest is None:  # it has come meanwhile
+            manifest = load_manifest(fs, path.parent, path.stem)
+            known |= _from_manifest(manifest)
         if manifest.files:
             verify(fs, path.parent, manifest)
         found = groups(content, sharded_leaves(fs, path.parent, manifest))
     except (CheckpointError, OSError) as error:
         status = status_of(error) if path.with_suffix(".json").exists() else "uncommitted"
-        known |= {"status": status, "problem": str(error)}
-        return Inspected(**known, **_from_manifest(fs, path))
+        return Inspected(**known, status=status, problem=str(error))
     logs = {key: value for key, value in content["log"].items() if type(value) is str}
-    return Inspected(**known, **_from_manifest(fs, path), status=VALID, logs=logs, groups=found)
+    return Inspected(**known, status=VALID, logs=logs, groups=found)
 
 
 def _newest(fs: Fs, folder: Path, found: list[Surveyed]) -> Inspected | None:
@@ -163,11 +168,7 @@ def _newest(fs: Fs, folder: Path, found: list[Surveyed]) -> Inspected | None:
     return first
 
 
-def _from_manifest(fs: Fs, path: Path) -> dict[str, Any]:
-    try:
-        manifest = load_manifest(fs, path.parent, path.stem)
-    except (CheckpointError, OSError):
-        return {}
+def _from_manifest(manifest: Manifest) -> dict[str, Any]:
     counters = manifest.counters
     place = f"_epoch_{counters['global_epoch']}_iter_{counters['current_iteration']}"
     save_name = manifest.stem.partition(place)[0]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from helios.cli.calendar import Batches, Entry, Totals, ends_of, never, totals
-from helios.cli.output import GOOD, STATUSES, USAGE, WRONG, complain, counted, plural, say, say_json
+from helios.cli.command import add_command, add_json
+from helios.cli.output import GOOD, USAGE, WRONG, complain, counted, plural, say, say_json
 from helios.functional.schedule import Checkpoint, EpochEnd, EpochStart, Plan, Stop, Validate
 from helios.functional.state import TrainingUnit
 
@@ -37,13 +38,13 @@ _COUNTS = {
 
 def add(commands: Any) -> None:
     """Add the command to the parsers."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = add_command(
+        commands,
         "plan",
-        help="print the calendar of a run, without running it",
-        description="Print the calendar of a run, without running it.",
-        epilog=_EXAMPLES + STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        run,
+        brief="print the calendar of a run, without running it",
+        full="Print the calendar of a run, without running it.",
+        examples=_EXAMPLES,
     )
     parser.add_argument(
         "--unit",
@@ -57,8 +58,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--lines", type=int, metavar="N", default=12, help="first and last lines shown; 12"
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON document")
-    parser.set_defaults(run=run)
+    add_json(parser)
 
 
 def run(given: argparse.Namespace) -> int:

@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from helios.cli.command import add_command, add_json
 from helios.cli.output import (
     GOOD,
-    STATUSES,
     USAGE,
     WRONG,
     complain,
@@ -37,20 +37,19 @@ tells that nothing has changed since it was written, not who wrote it.
 
 def add(commands: Any) -> None:
     """Add the command to the parsers."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = add_command(
+        commands,
         "verify",
-        help="compare the checkpoints of a run with their digests",
-        description="Compare the checkpoints of a run with the digests in their manifests, a line "
+        run,
+        brief="compare the checkpoints of a run with their digests",
+        full="Compare the checkpoints of a run with the digests in their manifests, a line "
         "for each.",
-        epilog=_EXAMPLES + STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=_EXAMPLES,
     )
     parser.add_argument(
         "folder", metavar="RUN", type=Path, help="a folder of checkpoints: <chkpt_root>/<save_name>"
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON document")
-    parser.set_defaults(run=run)
+    add_json(parser)
 
 
 def run(given: argparse.Namespace) -> int:

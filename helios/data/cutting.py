@@ -85,11 +85,6 @@ class TensorBatches(torch.utils.data.Dataset[Any]):
             return self._cut(indices)
 
 
-def as_it_is(batch: Any) -> Any:
-    """Return a batch that needs no collation."""
-    return batch
-
-
 def can_be_cut(dataset: Any) -> bool:
     """Tell whether batches of ``dataset`` can be cut from its tensors in one go each.
 

@@ -52,7 +52,7 @@ def mover(device: torch.device | str) -> Callable[[Any], Any]:
     """
     target = torch.device(device)
     if target.type == "cpu":
-        return _identity
+        return as_it_is
     return functools.partial(move_to_device, device=target)
 
 
@@ -61,7 +61,7 @@ def pinned(batch: Any) -> Any:
 
     Copies from there to a device run in the background. It needs an accelerator.
     """
-    return each_tensor(batch, pinned_tensor, _identity)
+    return each_tensor(batch, pinned_tensor, as_it_is)
 
 
 def pinned_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,8 @@ def sent(part: Any, device: torch.device, non_blocking: bool) -> Any:
     return part.to(device, **keyword)
 
 
-def _identity(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
+    """Return a batch, or a part of one, unchanged."""
     return batch
 
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader
 
 from helios.data.batches import Dealing, KeyedBatchSampler
-from helios.data.cutting import TensorBatches, as_it_is
+from helios.data.cutting import TensorBatches
 from helios.data.deaths import hold_back, let_go
-from helios.data.device import pinned
+from helios.data.device import as_it_is, pinned
 from helios.data.distributed import is_own
 from helios.data.pieces import Deal, cut, has_samples, own, repeated, samples_of
 from helios.data.stream import KeyedStream

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, default_collate
 from helios.core.utils import Registry
 from helios.data.batches import KeyedBatchSampler
 from helios.data.checks import check_integer
-from helios.data.cutting import TensorBatches, as_it_is, can_be_cut
+from helios.data.cutting import TensorBatches, can_be_cut
+from helios.data.device import as_it_is
 from helios.data.distributed import ResumableDistributedSampler
 from helios.data.keyed import KeyedDataset
 from helios.data.params import DataLoaderParams

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from helios.data.device import each_tensor, move_to_device, pinned_tensor
+from helios.data.device import as_it_is, each_tensor, move_to_device, pinned_tensor
 
 
 class Lane(Protocol):
@@ -95,7 +95,7 @@ def prefetched(batches: Iterator[Any], lane: Lane) -> Generator[Any, None, None]
             if sent is _END:
                 return
             lane.join()
-            kept = each_tensor(sent, _ordinary(lane.keep), _as_it_is)
+            kept = each_tensor(sent, _ordinary(lane.keep), as_it_is)
             ready = [move_to_device(kept, lane.device)]
             del sent, kept
             following = _next(batches, lane)
@@ -110,7 +110,7 @@ def _next(batches: Iterator[Any], lane: Lane) -> Callable[[], Any]:
     try:
         batch = next(batches, _END)
         with lane.sending():
-            sent = each_tensor(batch, _ordinary(lane.copy), _as_it_is)
+            sent = each_tensor(batch, _ordinary(lane.copy), as_it_is)
     except Exception as error:
         return _raising(error)
     return lambda: sent
@@ -132,7 +132,3 @@ def _ordinary(function: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor
         return tensor
 
     return apply
-
-
-def _as_it_is(part: Any) -> Any:
-    return part

@@ -8,6 +8,7 @@ often.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -32,8 +33,8 @@ class Compiled:
     """Runs the micro-batches of a model as compiled graphs.
 
     One graph is compiled for each place in a window (its first micro-batch, its last, those
-    between), and one more for batches of changing shape. What an optimizer makes at the first
-    gradient it makes in an eager step, so the first update of a run is one.
+    between) and each shape of a batch; see `helios.functional.compiler.Compiler`. What an optimizer
+    makes at the first gradient it makes in an eager step, so the first update of a run is one.
 
     Args:
         binding: of the model.
@@ -57,7 +58,7 @@ class Compiled:
         *,
         skip: bool = False,
         deferred: nonfinite.Deferred | None = None,
-        backend: str = "inductor",
+        backend: str,
     ) -> None:
         if average is not None and not hasattr(average, "weight"):
             raise NotTraceableError(
@@ -148,25 +149,26 @@ class Compiled:
         self, state: TrainingState, carry: Carry, outcome: Outcome, update: bool
     ) -> Carry:
         parts = self._recipe.parts
-        first = _HEAD * len(parts)
-        numbers: Any = outcome.report
-        if self._device.type == "cpu":
-            numbers = outcome.report.tolist()
+        report: Any = outcome.report
+        if report.is_cpu:
+            report = report.tolist()
+        heads = [report[_HEAD * i : _HEAD * (i + 1)] for i in range(len(parts))]
+        sums = report[_HEAD * len(parts) :]
         counted = {
-            name: Mean(numbers[at], numbers[at + 1])
-            for name, at in zip(outcome.metrics, range(first, 10**9, 2), strict=False)
+            name: Mean(sums[2 * i], sums[2 * i + 1]) for i, name in enumerate(outcome.metrics)
         }
         buffers, scale, skipped = carry.buffers, carry.scale, carry.skipped
         if outcome.buffers:
             buffers = {**buffers, **outcome.buffers}
         self._binding.lend_buffers(buffers)
         windows = {
-            part.name: _accumulator(outcome.windows[part.name]) if not update else accumulate.EMPTY
+            part.name: accumulate.EMPTY if update else Accumulator(*outcome.windows[part.name])
             for part in parts
         }
         if update:
             applied = [
-                self._was_applied(state, carry, outcome, index) for index in range(len(parts))
+                self._was_applied(state, carry, outcome, index, head)
+                for index, head in enumerate(heads)
             ]
             for part, was in zip(parts, applied, strict=True):
                 if was:
@@ -184,22 +186,21 @@ class Compiled:
         )
 
     def _was_applied(
-        self, state: TrainingState, carry: Carry, outcome: Outcome, index: int
+        self, state: TrainingState, carry: Carry, outcome: Outcome, index: int, head: Any
     ) -> bool:
         """Tell whether an objective's update was finite, and so applied; raise if it had to be."""
         part = self._recipe.parts[index]
-        head = outcome.report[_HEAD * index : _HEAD * (index + 1)]
         if self._deferred is not None and carry.scale is None:
             if index == 0:
                 self._deferred.check()
-            window = Accumulator({}, head[2], head[1])
-            self._deferred.expect(state, part.metric, window, 1.0 - head[0])
+            ok, total, weight = outcome.report[_HEAD * index : _HEAD * (index + 1)].unbind()
+            self._deferred.expect(state, part.metric, Accumulator({}, weight, total), 1.0 - ok)
             return True
-        ok, total, weight = head.tolist()
+        ok, total, weight = head if isinstance(head, list) else head.tolist()
         if ok:
             return True
         window = Accumulator({}, weight, total)
-        overflow = carry.scale is not None and total == total and abs(total) != float("inf")
+        overflow = carry.scale is not None and math.isfinite(total)
         if not (self._skip or overflow):
             probes = dict(zip(outcome.names[index], outcome.probes[index].unbind(), strict=True))
             raise nonfinite.error(state, part.metric, window, probes)
@@ -219,7 +220,3 @@ def _kept_in_place(tensor: Any) -> Any:
     alias = tensor.detach()
     torch._dynamo.mark_static_address(alias, guard=False)
     return alias
-
-
-def _accumulator(window: Window) -> Accumulator:
-    return Accumulator(window.grads, window.weight, window.total)

@@ -24,6 +24,16 @@ _TRACED: WeakKeyDictionary[nn.Module, dict[Any, dict[Any, _Graph]]] = WeakKeyDic
 """What was compiled for a model in this process, for the fits after the first."""
 
 
+def backend_of(compile: bool | str) -> str | None:
+    """Return what ``torch.compile`` is to compile with, None for nothing.
+
+    Example:
+        >>> backend_of(True), backend_of("aot_eager"), backend_of(False)
+        ('inductor', 'aot_eager', None)
+    """
+    return ("inductor" if compile is True else compile) or None
+
+
 class Compiler:
     """Compiles the traced steps of a model, each graph once in a process.
 
@@ -42,7 +52,7 @@ class Compiler:
         NotTraceableError: if this torch cannot trace a step.
     """
 
-    def __init__(self, model: nn.Module, backend: str = "inductor") -> None:
+    def __init__(self, model: nn.Module, backend: str) -> None:
         _prepare()
         self._graphs = _TRACED.setdefault(model, {})
         self._backend = backend

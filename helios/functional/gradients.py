@@ -167,10 +167,9 @@ def differentiate(
     if window:
         for name, leaf in zip(trained, leaves, strict=True):
             leaf.grad = window.get(name)
-    grads: Tensors = {}
     try:
-        with _NOTHING if torch.is_grad_enabled() else torch.enable_grad():
-            with policy.context(leaves[0].device.type) if policy.lowers else _NOTHING:
+        with NOTHING if torch.is_grad_enabled() else torch.enable_grad():
+            with policy.context(leaves[0].device.type) if policy.lowers else NOTHING:
                 output = objective.loss(batch)
             loss = read_loss(output, objective.name)
             check_differentiable(loss, objective.name)
@@ -180,27 +179,47 @@ def differentiate(
                 total, more = through(loss, total)
                 torch.autograd.backward(total, inputs=[*leaves, *more])
             elif binding.is_plain and type(total) is torch.Tensor:
-                # What torch.autograd.backward calls, once it has looked at all it may be given.
-                _engine_run_backward(
-                    (total,),
-                    (torch.ones_like(total),),
-                    False,
-                    False,
-                    leaves,
-                    allow_unreachable=True,
-                    accumulate_grad=True,
-                )
+                backward(total, leaves)
             else:
                 torch.autograd.backward(total, inputs=leaves)
     finally:
-        for name, leaf in zip(trained, leaves, strict=True):
-            if (grad := leaf.grad) is not None:
-                grads[name] = grad
-                leaf.grad = None
+        grads = taken(trained, leaves)
     return without_graph(loss), grads
 
 
-_NOTHING = contextlib.nullcontext()
+NOTHING = contextlib.nullcontext()
+"""A context that does nothing, made once."""
+
+
+def backward(total: torch.Tensor, leaves: tuple[torch.Tensor, ...]) -> None:
+    """Add the gradients of a loss to those of some leaves.
+
+    It is what ``torch.autograd.backward`` calls once it has looked at all that it may be given,
+    which takes as long as a small layer. Nothing here may be of a class of its own.
+
+    Args:
+        total: f[], or f[n] for the sum of its elements.
+        leaves: where gradients are wanted.
+    """
+    _engine_run_backward(
+        (total,),
+        (torch.ones_like(total),),
+        False,
+        False,
+        leaves,
+        allow_unreachable=True,
+        accumulate_grad=True,
+    )
+
+
+def taken(names: Sequence[str], leaves: Sequence[torch.Tensor]) -> Tensors:
+    """Take the gradients off some leaves, and return those that there are, by path."""
+    grads: Tensors = {}
+    for name, leaf in zip(names, leaves, strict=True):
+        if (grad := leaf.grad) is not None:
+            grads[name] = grad
+            leaf.grad = None
+    return grads
 
 
 class FuncEngine:
@@ -226,7 +245,7 @@ class FuncEngine:
         turn: Turn,
     ) -> Gradients:
         """Run one micro-batch; see `Engine`."""
-        wrapper = _WithBuffers(self._binding.module, objective)
+        wrapper = WithBuffers(self._binding.module, objective.loss)
         fixed = {name: tensor for name, tensor in params.items() if name not in trained}
         plain: list[Any] = []  # what is no tensor cannot leave a transform, and goes around it
 
@@ -235,7 +254,8 @@ class FuncEngine:
             own = {name: buffer.clone() for name, buffer in buffers.items()}
             tensors = {f"inner.{n}": t for n, t in {**fixed, **wanted, **own}.items()}
             with self._policy.context(self._device_type):
-                loss, after = torch.func.functional_call(wrapper, tensors, (batch,))
+                output, after = torch.func.functional_call(wrapper, tensors, (batch,))
+            loss = read_loss(output, objective.name)
             parts, structure = flatten((loss.total, loss.weight, dict(loss.metrics)))
             where = [i for i, part in enumerate(parts) if isinstance(part, torch.Tensor)]
             values = [parts[i] for i in where]
@@ -258,17 +278,22 @@ class FuncEngine:
         )
 
 
-class _WithBuffers(nn.Module):
-    """Returns the buffers beside the loss, so that reassigned ones are not lost."""
+class WithBuffers(nn.Module):
+    """Returns the buffers beside what a loss returns, so that reassigned ones are not lost.
 
-    def __init__(self, inner: nn.Module, objective: Objective) -> None:
+    Args:
+        inner: the model.
+        loss: of a batch, computed with it.
+    """
+
+    def __init__(self, inner: nn.Module, loss: Callable[[Any], Any]) -> None:
         super().__init__()
         self.inner = inner
-        self._objective = objective
+        self._loss = loss
 
-    def forward(self, batch: Any) -> tuple[Loss, Tensors]:
-        loss = read_loss(self._objective.loss(batch), self._objective.name)
-        return loss, dict(self.inner.named_buffers())
+    def forward(self, batch: Any) -> tuple[Any, Tensors]:
+        """Return what the loss returns, and the buffers after it, by path."""
+        return self._loss(batch), dict(self.inner.named_buffers())
 
 
 def without_graph(loss: Loss) -> Loss:

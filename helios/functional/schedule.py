@@ -30,6 +30,7 @@ from helios.functional.state import (
 
 __all__ = [
     "Plan",
+    "after",
     "closes_window",
     "is_due",
     "schedule",
@@ -271,6 +272,36 @@ def schedule(plan: Plan, state: TrainingState) -> Generator[Event, Outcome | Non
         yield Checkpoint(state.global_epoch, state.current_iteration, cadence)
     yield Stop(reason)
     return state
+
+
+def after(
+    plan: Plan, state: TrainingState, event: Event, *, improved: bool = True
+) -> TrainingState:
+    """Return a state once an event is done, as whoever interprets the events keeps it.
+
+    Args:
+        plan: the plan whose events they are.
+        state: the state before the event.
+        event: the event.
+        improved: what a validation came to.
+
+    Law:
+        Over all events of a run it leads to what `schedule` returns
+        (``property_tests/test_schedule_oracle.py``).
+
+    Example:
+        >>> after(Plan(), TrainingState(dataset_iter=3), EpochEnd(1)).dataset_iter
+        0
+    """
+    if isinstance(event, EpochStart):
+        return start_epoch(state)
+    if isinstance(event, Batch):
+        return end_batch(begin_batch(state, update=event.update))
+    if isinstance(event, Validate):
+        if plan.unit is TrainingUnit.EPOCH:
+            state = end_epoch(state)
+        return judge(end_validation(state), improved=improved)
+    return end_epoch(state) if isinstance(event, EpochEnd) else state
 
 
 def is_due(plan: Plan, state: TrainingState) -> bool:

@@ -13,6 +13,7 @@ from helios.errors import ModelError, NotTraceableError
 from helios.functional import accumulate, metrics, nonfinite, rng
 from helios.functional.binding import Binding, bind, in_mode
 from helios.functional.compiled import Compiled
+from helios.functional.compiler import backend_of
 from helios.functional.gradients import ENGINES, Engine, MakeEngine, Turn, trained_names
 from helios.functional.loss import Objective, loss_metrics
 from helios.functional.precision import LossScale
@@ -85,8 +86,9 @@ def make_step(
     """
     plan = Plan() if plan is None else plan
     step = Step(model, plan, engine, non_finite, deferred)
-    if compile:
-        step.compile("inductor" if compile is True else compile, tell)
+    backend = backend_of(compile)
+    if backend is not None:
+        step.compile(backend, tell)
     return step
 
 
@@ -139,7 +141,7 @@ class Step:
         self._found = torch.zeros(())
         self._subsets: tuple[Tensors | None, dict[str, Tensors]] = (None, {})
 
-    def compile(self, backend: str = "inductor", tell: Callable[[str], None] | None = None) -> None:
+    def compile(self, backend: str, tell: Callable[[str], None] | None = None) -> None:
         """Run compiled from now on, if it can be; see `make_step`."""
         self._tell = _warn if tell is None else tell
         if self._custom is not None:

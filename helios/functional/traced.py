@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from helios.errors import NotTraceableError
+from helios.functional.gradients import WithBuffers
 from helios.functional.loss import Loss, Objective
 from helios.functional.metrics import Mean
 from helios.functional.precision import Policy
@@ -56,7 +57,7 @@ class Part:
         self.metric = objective.metric
         self.names = names
         self.optimizer = _traced(objective)
-        self.wrapper = _WithBuffers(model, objective)
+        self.wrapper = WithBuffers(model, objective.loss)
         self.started: frozenset[str] = frozenset()
 
 
@@ -313,18 +314,6 @@ def _kept_finite(before: Tensors, buffers: Tensors, after: Tensors) -> Tensors:
         if name not in after:
             buffers[name].copy_(torch.where(spoiled, old, buffers[name]))
     return {n: torch.where(spoiled, before[n], b) for n, b in after.items()}
-
-
-class _WithBuffers(nn.Module):
-    """Returns the buffers beside the loss, so that reassigned ones are not lost."""
-
-    def __init__(self, inner: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.inner = inner
-        self._loss = objective.loss
-
-    def forward(self, batch: Any) -> tuple[Any, Tensors]:
-        return self._loss(batch), dict(self.inner.named_buffers())
 
 
 STAND_INS = {Loss: TracedLoss, Mean: TracedMean}

@@ -74,7 +74,7 @@ class Average(msgspec.Struct, frozen=True):
                     torch._foreach_div_(steps, averaged + 1)
                     torch._foreach_add_(old, steps)
                 else:
-                    torch._foreach_lerp_(old, new, 1 - self.decay)
+                    torch._foreach_lerp_(old, new, self.weight(count))
         return result
 
 

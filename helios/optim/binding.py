@@ -128,7 +128,7 @@ class Binding:
         for path, grad in grads.items():
             leaf = self._leaves[path]
             as_it_is = grad is None or self._elementwise or grad.is_sparse
-            leaf.grad = grad if as_it_is else _laid_out(grad, leaf)
+            leaf.grad = grad if as_it_is else laid_out(grad, leaf)
 
     def _start(self, grads: Tensors) -> None:
         # At a parameter's first gradient torch makes its state itself, beside what the
@@ -164,7 +164,8 @@ class Binding:
                 )
 
 
-def _laid_out(grad: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+def laid_out(grad: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+    """Return a gradient in the layout of its parameter."""
     # Autograd's accumulation lays a gradient out as its parameter, and torch relies on that. The
     # fused kernels of the CPU walk a gradient by the strides of its parameter whatever its own
     # are, and would read an expanded one out of bounds; a reduction rounds in the order of memory.
@@ -181,4 +182,4 @@ def _relayout(slots: dict[str, Any], leaf: torch.Tensor) -> None:
     # Slots that were restored from plain row-major bytes.
     for name, value in slots.items():
         if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-            slots[name] = _laid_out(value, leaf)
+            slots[name] = laid_out(value, leaf)

@@ -101,29 +101,18 @@ def sgd(
     torch._foreach_add_(params, grads, alpha=-lr)
 
 
-def fused_adam(
-    params: Tensors,
-    grads: Tensors,
-    exp_avgs: Tensors,
-    exp_avg_sqs: Tensors,
-    max_exp_avg_sqs: Tensors,
-    steps: Tensors,
-    *,
-    decoupled_weight_decay: bool = False,
-    **options: Any,
+def fused_adam_of_steps(
+    *tensors: Tensors, decoupled_weight_decay: bool = False, **options: Any
 ) -> None:
-    """Update parameters in place, like ``torch.optim.adam.adam`` with ``fused=True``."""
-    torch._foreach_add_(steps, 1)
+    """Update parameters in place by the fused kernel; the steps, last, are counted already."""
     function = torch._fused_adamw_ if decoupled_weight_decay else torch._fused_adam_
-    function(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        max_exp_avg_sqs,
-        steps,
-        **{name: options[name] for name in _FUSED},
-    )
+    function(*tensors, **{name: options[name] for name in _FUSED})
+
+
+def fused_adam(*tensors: Tensors, decoupled_weight_decay: bool = False, **options: Any) -> None:
+    """Update parameters in place, like ``torch.optim.adam.adam`` with ``fused=True``."""
+    torch._foreach_add_(tensors[-1], 1)
+    fused_adam_of_steps(*tensors, decoupled_weight_decay=decoupled_weight_decay, **options)
 
 
 def fused_adamw(*tensors: Tensors, **options: Any) -> None:

@@ -20,18 +20,10 @@ from helios.functional.schedule import (
     Stop,
     StopReason,
     Validate,
+    after,
     schedule,
 )
-from helios.functional.state import (
-    TrainingState,
-    TrainingUnit,
-    begin_batch,
-    end_batch,
-    end_epoch,
-    end_validation,
-    judge,
-    start_epoch,
-)
+from helios.functional.state import TrainingState
 
 CARRY = "what only the shell holds"
 
@@ -157,25 +149,22 @@ def drive(
 
 
 def _apply(plan: Plan, state: TrainingState, event: Event, script: Script) -> TrainingState:
-    """Apply an event to the shell's state, with nothing but the public transitions."""
+    """Apply an event to the shell's state, and compare its numbers with the counters."""
     if isinstance(event, EpochStart):
         assert event.first_batch == state.dataset_iter
-        state = start_epoch(state)
-        assert event.epoch == state.global_epoch
     elif isinstance(event, Batch):
         assert event.index == state.dataset_iter
-        state = end_batch(begin_batch(state, update=event.update))
-        assert event.iteration == state.global_iteration
     elif isinstance(event, Validate):
         assert event.cycle == state.validation_cycles
-        if plan.unit is TrainingUnit.EPOCH:
-            state = end_epoch(state)
-        state = judge(end_validation(state), improved=script.answer(as_tuple(event))[0])
     elif isinstance(event, EpochEnd):
         assert event.epoch == state.global_epoch
-        state = end_epoch(state)
     elif isinstance(event, Checkpoint):
         assert (event.epoch, event.iteration) == (state.global_epoch, state.current_iteration)
+    state = after(plan, state, event, improved=script.answer(as_tuple(event))[0])
+    if isinstance(event, EpochStart):
+        assert event.epoch == state.global_epoch
+    elif isinstance(event, Batch):
+        assert event.iteration == state.global_iteration
     return state
 
 

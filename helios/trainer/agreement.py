@@ -93,7 +93,7 @@ class Agreement:
                 several ranks then has sums of its own, which no checkpoint holds: all go on to its
                 end.
         """
-        if not self._ranks.several:
+        if self._alone:
             return self._stop_asked()
         asked = self._asked()
         if in_window:
@@ -107,16 +107,16 @@ class Agreement:
 
         The run is over then, but what started the ranks is to see them end alike.
         """
-        if self._ranks.several:
+        if not self._alone:
             self._leave(self._ranks.exchange(self._received()))
 
     def of_first(self, value: Any) -> Any:
         """Return what rank 0 decided; the others' value is not looked at."""
-        return self._ranks.told_by_first(value) if self._ranks.several else value
+        return value if self._alone else self._ranks.told_by_first(value)
 
     def merged(self, own: Metrics) -> Metrics:
         """Return the metrics of all ranks, added in the order of the ranks."""
-        if not self._ranks.several:
+        if self._alone:
             return own
         whole = Tally()
         for told in self._ranks.exchange(packed([own])):
@@ -132,7 +132,7 @@ class Agreement:
         Raises:
             Interrupted: if a rank got a signal; all of them leave.
         """
-        if not self._ranks.several:
+        if self._alone:
             return tally.total()
         told = self._ranks.exchange([self._received(), packed(tally.parts)])
         self._leave([number for number, _ in told])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from helios.data import DataModule
+from helios.functional.compiler import backend_of
 from helios.functional.trainable import custom_step
 from helios.model.model import Model
 
@@ -26,7 +27,7 @@ def fingerprint(
     """
     values = environment(model.device)
     values["non_finite"] = non_finite
-    values["compiled"] = ("inductor" if compile is True else compile) or "no"
+    values["compiled"] = backend_of(compile) or "no"
     values["precision"] = model.precision.compute
     if custom_step(model) is None:
         values["optimizer"] = ", ".join(

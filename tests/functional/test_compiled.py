@@ -221,6 +221,18 @@ def test_an_update_that_is_not_finite_is_not_applied(where):
         )
 
 
+def test_a_deferred_check_is_looked_at_before_the_next_update():
+    model, deferred = zoo.Line(), helios.functional.nonfinite.Deferred()
+    step = helios.make_step(model, compile=TRACED, deferred=deferred)
+    good, (x, y) = zoo.regression(2)
+    state = step(step(helios.init_state(model, 0), good), good)
+    held = helios.functional.tree.clone(state.carry.params)
+    state = step(state, (x * float("nan"), y))
+    assert helios.first_difference(state.carry.params, held) is None
+    with pytest.raises(NonFiniteError, match="update 3 "):
+        step(state, good)
+
+
 def test_the_gradients_that_are_not_finite_are_named():
     model = zoo.Line()
     step, state = helios.make_step(model, compile=TRACED), helios.init_state(model, 0)

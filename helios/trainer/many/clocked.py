@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from helios.optim.together import fused_adam, fused_adamw
-
-_TAKES = ("amsgrad", "lr", "beta1", "beta2", "weight_decay", "eps", "maximize")
+from helios.optim.together import fused_adam, fused_adam_of_steps, fused_adamw
 
 
 def clocked_adam(
@@ -21,8 +19,7 @@ def clocked_adam(
     Counting those of each parameter takes a fifth of the time of the update.
     """
     tensors[-1][0].add_(1)
-    function = torch._fused_adamw_ if decoupled_weight_decay else torch._fused_adam_
-    function(*tensors, **{name: options[name] for name in _TAKES})
+    fused_adam_of_steps(*tensors, decoupled_weight_decay=decoupled_weight_decay, **options)
 
 
 def clocked_adamw(*tensors: list[torch.Tensor], **options: Any) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from msgspec.structs import replace
-from torch.autograd.graph import _engine_run_backward
 
 from helios.errors import NonFiniteError
 from helios.functional import accumulate, metrics
+from helios.functional.gradients import NOTHING, backward, taken
 from helios.functional.loss import Loss, Objective, check_differentiable, read_loss
 from helios.functional.precision import Policy
 from helios.functional.stacked import SKIPPED, along, loss_metrics, rows
@@ -61,7 +60,6 @@ class Fold:
         self._skip = skip
         self._everyone = list(range(len(self._names)))
         self._found = torch.zeros(())
-        self._ones = torch.ones(len(self._names))
         self.rules = {
             objective.name: Rules(
                 [pairs[index][0].optimizer for pairs in trained], f"objective {objective.name!r}"
@@ -136,9 +134,8 @@ class Fold:
         wanted = [leaves[name] for name in names]
         for name, leaf in zip(names, wanted, strict=True):
             leaf.grad = window.get(name)
-        grads: Tensors = {}
         try:
-            with _NOTHING if torch.is_grad_enabled() else torch.enable_grad():
+            with NOTHING if torch.is_grad_enabled() else torch.enable_grad():
                 (total, weight, counted), buffers = self._vmapped(
                     self._loss, list(leaves.values()), buffers, objective, batch
                 )
@@ -146,10 +143,7 @@ class Fold:
                 check_differentiable(loss, objective.name)
                 self._backward(total, wanted)
         finally:
-            for name, leaf in zip(names, wanted, strict=True):
-                if (grad := leaf.grad) is not None:
-                    grads[name] = grad
-                    leaf.grad = None
+            grads = taken(names, wanted)
         if before:
             buffers = _kept_finite(before, buffers)
         if isinstance(weight, torch.Tensor):
@@ -158,19 +152,8 @@ class Fold:
 
     def _backward(self, total: torch.Tensor, leaves: list[Any]) -> None:
         """Add the gradients of every member's loss to those of its rows."""
-        if self._ones.dtype != total.dtype or self._ones.device != total.device:
-            self._ones = torch.ones_like(total)
         try:
-            # What torch.autograd.backward calls, after looking at all that may be passed to it.
-            _engine_run_backward(
-                (total,),
-                (self._ones,),
-                False,
-                False,
-                tuple(leaves),
-                allow_unreachable=True,
-                accumulate_grad=True,
-            )
+            backward(total, tuple(leaves))
         except RuntimeError as error:
             if (explained := explain(error, len(total))) is None:
                 raise
@@ -178,11 +161,8 @@ class Fold:
 
     def _loss(self, objective: Objective, batch: Any) -> Any:
         """Return the parts of a loss, of which no tensor but the first has its graph."""
-        if self._policy.dtype is None:
+        with self._policy.context(self._device_type) if self._policy.lowers else NOTHING:
             loss = read_loss(objective.loss(batch), objective.name)
-        else:
-            with self._policy.context(self._device_type):
-                loss = read_loss(objective.loss(batch), objective.name)
         return loss.total, loss.weight, dict(loss.metrics)
 
     def _not_finite(
@@ -195,8 +175,7 @@ class Fold:
         """
         total = window.total
         into = self._found if total.is_cpu else None
-        alike = len({(grad.device, grad.dtype) for grad in grads.values()}) == 1
-        found = accumulate.unscale(grads, total.device, 1.0, alike=alike, into=into)
+        found = accumulate.unscale(grads, total.device, 1.0, into=into)
         totals, count = _host(total), _host(found)
         if count == 0 and all(map(math.isfinite, totals)):
             return set()
@@ -242,9 +221,6 @@ class Fold:
 def _host(tensor: torch.Tensor) -> Any:
     """Return a tensor on the host. Waits for the device, if there is one to wait for."""
     return tensor.tolist()
-
-
-_NOTHING = contextlib.nullcontext()
 
 
 def _divide(window: Accumulator) -> Tensors:

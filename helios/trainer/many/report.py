@@ -36,11 +36,11 @@ class ManyReporter(Reporter):
         progress: Progress | None,
         announce: Callable[[str], None],
     ) -> None:
-        super().__init__(logger, None, progress, announce)
+        wanted = bool(writers) or logger is not None or progress is not None
+        super().__init__(logger, None, progress, announce, wanted=wanted)
         self._many = many
         self.writers = writers
         self._of_members: list[tuple[int, str, float, int]] = []
-        self._wanted = bool(writers) or logger is not None or progress is not None
 
     def training(self, state: TrainingState) -> TrainingState:
         """Report the training metrics since the last report, and begin new ones."""

@@ -11,6 +11,7 @@ from helios.errors import ModelError
 from helios.functional.differs import alike
 from helios.functional.stacked import along, unstack
 from helios.functional.transformation import Tensors
+from helios.optim.binding import laid_out
 from helios.optim.chain import Chain
 from helios.optim.clip import clip_by_global_norm, clip_by_value
 from helios.optim.forms import FORMS, Function
@@ -140,20 +141,27 @@ class Rules:
             self._call(lists, grads, 0, count)
         else:
             rates = [float(rule.learning_rate(count)) for rule in self._rules]
-            own = _laid_out(grads, lists.leaves) if self._options[0].get("fused") else grads
-            self._sweep(lists.function, lists.leaves, own, lists.slots, rates)
+            grads = self._as_taken(lists, grads, 0)
+            self._sweep(lists.function, lists.leaves, grads, lists.slots, rates)
         if lists.counters:
             torch._foreach_copy_(lists.counters, lists.counts)
 
     def _call(self, lists: _Lists, grads: list[torch.Tensor], member: int, count: int) -> None:
         """Call torch's function with the options and the rate of a member."""
         options = self._options[member]
-        if options.get("fused"):
-            grads = _laid_out(grads, lists.leaves)
+        grads = self._as_taken(lists, grads, member)
         lr = self._rules[member].learning_rate(count)
         if lr is not None and "lr" in options:
             options["lr"] = lr
         lists.function(lists.leaves, grads, *lists.slots, **options)
+
+    def _as_taken(
+        self, lists: _Lists, grads: list[torch.Tensor], member: int
+    ) -> list[torch.Tensor]:
+        """Return gradients as a member's function takes them: fused ones ask for a layout."""
+        if not self._options[member].get("fused"):
+            return grads
+        return list(map(laid_out, grads, lists.leaves))
 
     def _of_one(
         self, member: int, paths: tuple[str, ...], params: Tensors, slots: dict[str, Any]
@@ -210,14 +218,6 @@ class Rules:
             state["started"][path][member] = after["started"][path]
             for name, value in values.items():
                 state["slots"][path][name][member] = value
-
-
-def _laid_out(grads: list[torch.Tensor], leaves: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return gradients in the layout of their leaves, by whose strides fused kernels walk them."""
-    return [
-        grad if grad.stride() == leaf.stride() else torch.empty_like(leaf).copy_(grad)
-        for grad, leaf in zip(grads, leaves, strict=True)
-    ]
 
 
 def _parts(optimizer: Any, where: str) -> tuple[dict[str, Any], str | None, TorchOptimizer]:
