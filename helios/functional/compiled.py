@@ -21,12 +21,13 @@ from helios.functional.binding import Binding
 from helios.functional.compiler import Compiler
 from helios.functional.loss import Objective
 from helios.functional.metrics import Mean
+from helios.functional.observe import Observer, Seen
 from helios.functional.precision import Policy
 from helios.functional.state import Accumulator, Carry, TrainingState
 from helios.functional.traced import Outcome, Part, Recipe, Window
 from helios.functional.tree import leaves, map_leaves
 
-_HEAD = 3  # numbers of an objective in a report
+_HEAD = 4  # numbers of an objective in a report
 
 
 class Compiled:
@@ -43,6 +44,7 @@ class Compiled:
         average: the average to keep of the parameters, if any.
         skip: whether updates that are not finite are left out; if not, they are an error.
         deferred: takes what the check found, where the device is not to be waited for.
+        observe: is told of updates, if anyone is.
         backend: what ``torch.compile`` compiles with.
 
     Raises:
@@ -58,6 +60,7 @@ class Compiled:
         *,
         skip: bool = False,
         deferred: nonfinite.Deferred | None = None,
+        observe: Observer | None = None,
         backend: str,
     ) -> None:
         if average is not None and not hasattr(average, "weight"):
@@ -68,11 +71,12 @@ class Compiled:
         self._binding = binding
         self._compiler = Compiler(binding.module, backend)
         self._deferred = deferred
+        self._observe = observe
         self._skip = skip
         self._average = average
         self._device = next(iter(binding.parameters.values())).device
         parts = [Part(binding.module, objective, names) for objective, names in trained]
-        self._recipe = Recipe(parts, policy, self._device.type, skip, average)
+        self._recipe = Recipe(parts, policy, self._device.type, skip, average, observe is not None)
         self._known: list[Any] = []
         self._slots: dict[str, Any] = {}
         self._fixed: Any = None
@@ -170,6 +174,7 @@ class Compiled:
                 self._was_applied(state, carry, outcome, index, head)
                 for index, head in enumerate(heads)
             ]
+            self._tell(state, heads, applied)
             for part, was in zip(parts, applied, strict=True):
                 if was:
                     part.optimizer.advance(carry.opt_state[part.name])
@@ -185,6 +190,14 @@ class Compiled:
             skipped=skipped,
         )
 
+    def _tell(self, state: TrainingState, heads: list[Any], applied: list[bool]) -> None:
+        observe = self._observe
+        if observe is None or not observe.wants(state):
+            return
+        for part, head, was in zip(self._recipe.parts, heads, applied, strict=True):
+            _, total, weight, norm = head
+            observe.see(state, Seen(part.metric, total, weight, norm, was))
+
     def _was_applied(
         self, state: TrainingState, carry: Carry, outcome: Outcome, index: int, head: Any
     ) -> bool:
@@ -193,10 +206,10 @@ class Compiled:
         if self._deferred is not None and carry.scale is None:
             if index == 0:
                 self._deferred.check()
-            ok, total, weight = outcome.report[_HEAD * index : _HEAD * (index + 1)].unbind()
+            ok, total, weight, _ = outcome.report[_HEAD * index : _HEAD * (index + 1)].unbind()
             self._deferred.expect(state, part.metric, Accumulator({}, weight, total), 1.0 - ok)
             return True
-        ok, total, weight = head if isinstance(head, list) else head.tolist()
+        ok, total, weight, _ = head if isinstance(head, list) else head.tolist()
         if ok:
             return True
         window = Accumulator({}, weight, total)

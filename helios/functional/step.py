@@ -16,6 +16,7 @@ from helios.functional.compiled import Compiled
 from helios.functional.compiler import backend_of
 from helios.functional.gradients import ENGINES, Engine, MakeEngine, Turn, trained_names
 from helios.functional.loss import Objective, loss_metrics
+from helios.functional.observe import Observer, Seen
 from helios.functional.precision import LossScale
 from helios.functional.schedule import Plan, closes_window
 from helios.functional.state import (
@@ -42,6 +43,7 @@ def make_step(
     deferred: nonfinite.Deferred | None = None,
     compile: bool | str = False,
     tell: Callable[[str], None] | None = None,
+    observe: Observer | None = None,
 ) -> Step:
     """Return the step of a model as a function of a state and a batch.
 
@@ -71,6 +73,7 @@ def make_step(
             runs uncompiled; so does everything, with a sentence that says why, where something
             cannot be compiled.
         tell: (optional) takes that sentence; by default it is a warning.
+        observe: (optional) is told the loss and the norm of the gradients of every update.
 
     Returns:
         The step.
@@ -85,7 +88,7 @@ def make_step(
         have updated (``property_tests/test_non_finite.py``).
     """
     plan = Plan() if plan is None else plan
-    step = Step(model, plan, engine, non_finite, deferred)
+    step = Step(model, plan, engine, non_finite, deferred, observe)
     backend = backend_of(compile)
     if backend is not None:
         step.compile(backend, tell)
@@ -107,6 +110,7 @@ class Step:
         engine: str | MakeEngine = "autograd",
         non_finite: str = "raise",
         deferred: nonfinite.Deferred | None = None,
+        observe: Observer | None = None,
     ) -> None:
         if isinstance(engine, str) and engine not in ENGINES:
             raise ValueError(f"engine: received {engine!r}; expected one of {sorted(ENGINES)}")
@@ -116,6 +120,7 @@ class Step:
             )
         self._skip = non_finite == "skip"
         self._deferred = None if self._skip else deferred
+        self._observe = observe
         model.prepare(rng.DEFAULT_SEED)
         self.plan = plan
         self._model = model
@@ -159,6 +164,7 @@ class Step:
                 self._average,
                 skip=self._skip,
                 deferred=self._deferred,
+                observe=self._observe,
                 backend=backend,
             )
         except NotTraceableError as error:
@@ -236,6 +242,9 @@ class Step:
         params, buffers, scale = carry.params, carry.buffers, carry.scale
         opt_state, windows = dict(carry.opt_state), dict(carry.accumulators)
         recorded = carry.metrics
+        observe = self._observe if update else None
+        if observe is not None and not observe.wants(state):
+            observe = None
         updated = True
         for objective, names in self._trained:
             name = objective.name
@@ -258,7 +267,12 @@ class Step:
             if result.weight is not None:
                 window = replace(window, weight=result.weight)
             grads = accumulate.divide(window)
-            if self._sound(state, objective, window, grads, scale):
+            applied = self._sound(state, objective, window, grads, scale)
+            if observe is not None:
+                norm = observe.norm(grads)
+                seen = Seen(objective.metric, window.total, window.weight, norm, applied)
+                observe.see(state, seen)
+            if applied:
                 params, opt_state[name] = self._update(
                     objective, names, grads, opt_state[name], params
                 )

@@ -79,10 +79,17 @@ class Recipe:
         device_type: where.
         skip: whether an update that is not finite leaves out what it did to the buffers, too.
         average: of the parameters, if one is kept.
+        norms: whether the norms of the gradients are asked for.
     """
 
     def __init__(
-        self, parts: list[Part], policy: Policy, device_type: str, skip: bool, average: Any
+        self,
+        parts: list[Part],
+        policy: Policy,
+        device_type: str,
+        skip: bool,
+        average: Any,
+        norms: bool = False,
     ) -> None:
         self.parts = parts
         self.policy = policy
@@ -91,6 +98,7 @@ class Recipe:
         self.device_type = device_type
         self.skip = skip
         self.average = average
+        self.norms = norms
 
 
 class Window(NamedTuple):
@@ -113,8 +121,9 @@ class Outcome(NamedTuple):
     Args:
         windows: the open windows, by objective; empty if they were closed.
         buffers: those that the forward pass has replaced.
-        report: f64[n], for each objective ``(ok, loss of the window, weight of the window)``, then
-            ``(total, weight)`` of each metric.
+        report: f64[n], for each objective ``(ok, loss of the window, weight of the window, norm of
+            its gradients)``, then ``(total, weight)`` of each metric. A norm that was not asked for
+            is 0.
         probes: for each objective f64[k], by trained parameter with a gradient: NaN if the gradient
             is not finite, else 0.
         names: the paths of those parameters, by objective.
@@ -196,7 +205,8 @@ def traced_step(
             numbers_of_part = part.optimizer.numbers
             if not update:
                 opened[part.name] = Window(grads, weight, total)
-                heads += [torch.ones_like(samples), total.double(), weight]
+                one = torch.ones_like(samples)
+                heads += [one, total.double(), weight, torch.zeros_like(samples)]
                 continue
             if divided:
                 grads = {n: g / weight.to(g.dtype) for n, g in grads.items()}
@@ -205,7 +215,8 @@ def traced_step(
             probe = torch.stack([(g * 0).sum().double() for g in grads.values()])
             ok = torch.isfinite(probe).all() & torch.isfinite(total)
             probes.append(probe)
-            heads += [ok.double(), total.double(), weight]
+            norm = _norm(grads) if recipe.norms else torch.zeros_like(samples)
+            heads += [ok.double(), total.double(), weight, norm]
             rates = numbers[at : at + numbers_of_part]
             _apply(part, grads, slots[part.name], params, rates, ok)
             updated = ok if updated is None else updated & ok
@@ -289,6 +300,12 @@ def _apply(
         for old, slot in zip(old_column, new_column, strict=True):
             if old is not None and slot is not None:
                 old.copy_(torch.where(ok, slot, old))
+
+
+def _norm(grads: Tensors) -> torch.Tensor:
+    norms = torch.stack([torch.linalg.vector_norm(g).double() for g in grads.values()])
+    norm: torch.Tensor = torch.linalg.vector_norm(norms)
+    return norm
 
 
 def _average(average: Tensors, params: Tensors, weight: torch.Tensor, ok: Any) -> None:

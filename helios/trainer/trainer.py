@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from helios.core.distributed import get_dist_info
 from helios.core.logging import check_run_name
 from helios.data import DataModule
 from helios.functional.nonfinite import POLICIES
 from helios.functional.rng import DEFAULT_SEED
-from helios.functional.state import TrainingState, TrainingUnit
+from helios.functional.state import TrainingUnit
 from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer import arguments as check
 from helios.trainer.engine import REDUCTIONS, Division
 from helios.trainer.launch import launch
-from helios.trainer.ranks.group import Ranks
 from helios.trainer.ranks.options import DDP, FSDP
+from helios.trainer.run_in_progress import RunInProgress
 from helios.trainer.store import Retention
 
-if TYPE_CHECKING:
-    from helios.trainer.loop import Loop
 
-
-class Trainer:
+class Trainer(RunInProgress):
     """Automates the training, validation, and testing code.
 
     The trainer handles all of the required steps to setup the correct environment, the
@@ -142,6 +135,7 @@ class Trainer:
         compile: bool | str = False,
         rank_timeout: float = 600.0,
     ) -> None:
+        super().__init__()
         self.run_name = check_run_name(run_name)
         if run_name:
             check_run_name(run_name)
@@ -191,47 +185,7 @@ class Trainer:
         self.parallel = check.check_parallel(parallel, reduction, async_saving)
         self.compile = check.check_compile(compile)
         self.rank_timeout = check.check_timeout(rank_timeout)
-        self.ranks = Ranks()
-        self.failure_log: logging.Logger | None = None
-        self.queue_of_ranks: Any = None
-        self.is_introduced = False  # whether the banner was shown
-        self.last_state: TrainingState | None = None  # of a run in other processes
-        self.is_prepared = False  # whether prepare_data has run before the ranks were started
-        self.loop: Loop | None = None
-        self._model: Model | None = None
-        self._datamodule: DataModule | None = None
-        self._train_exceptions: list[type[Exception]] = []
-        self._test_exceptions: list[type[Exception]] = []
         self._plugins = check.check_plugins(plugins)
-
-    @property
-    def model(self) -> Model:
-        """Return the model.
-
-        Raises:
-            RuntimeError: if nothing has been run yet.
-        """
-        if self._model is None:
-            raise RuntimeError("the trainer has no model yet; it has one once fit or test runs")
-        return self._model
-
-    @property
-    def datamodule(self) -> DataModule:
-        """Return the datamodule.
-
-        Raises:
-            RuntimeError: if nothing has been run yet.
-        """
-        if self._datamodule is None:
-            raise RuntimeError(
-                "the trainer has no datamodule yet; it has one once fit or test runs"
-            )
-        return self._datamodule
-
-    @property
-    def is_distributed(self) -> bool:
-        """Whether the run in progress has several ranks."""
-        return self.ranks.several
 
     @property
     def ranks_to_start(self) -> int:
@@ -247,32 +201,9 @@ class Trainer:
         return Division(self.ranks, self.pieces, self.parallel)
 
     @property
-    def local_rank(self) -> int:
-        """Return the local rank of the trainer."""
-        return get_dist_info().local_rank
-
-    @property
-    def rank(self) -> int:
-        """Return the global rank of the trainer."""
-        return get_dist_info().rank
-
-    @property
     def gpu_ids(self) -> list[int]:
         """Return the list of GPU IDs to use for training."""
         return self._gpu_ids
-
-    @property
-    def train_exceptions(self) -> list[type[Exception]]:
-        """Return the list of valid exceptions for training.
-
-        One of these types is re-raised by `fit`, after clean-up; any other makes it return False.
-        """
-        return self._train_exceptions
-
-    @property
-    def test_exceptions(self) -> list[type[Exception]]:
-        """Return the list of valid exceptions for testing, as `train_exceptions`."""
-        return self._test_exceptions
 
     @property
     def plugins(self) -> dict[str, Plugin]:
@@ -280,31 +211,9 @@ class Trainer:
         return self._plugins
 
     @property
-    def queue(self) -> Any:
-        """Return the multi-processing queue instance.
-
-        If training isn't distributed or if ``torchrun`` is used, then None is returned instead.
-        What the ranks put into it is there for this process once they run, and after it.
-        """
-        return self.queue_of_ranks
-
-    @property
     def seed(self) -> int:
         """Return the seed that is used: ``random_seed``, or the default one."""
         return DEFAULT_SEED if self.random_seed is None else self.random_seed
-
-    @property
-    def state(self) -> TrainingState:
-        """Return the state of the run in progress, or of the last one.
-
-        Raises:
-            RuntimeError: if nothing has been run yet.
-        """
-        if self.loop is not None:
-            return self.loop.state
-        if self.last_state is not None:
-            return self.last_state
-        raise RuntimeError("the trainer has no state yet; it has one once fit runs")
 
     def fit(self, model: Model, datamodule: DataModule) -> bool:
         """Run the full training routine.
@@ -349,35 +258,6 @@ class Trainer:
             TypeError: if the model or the datamodule is something else.
         """
         return self._run("test", self._test_exceptions, model, datamodule)
-
-    def say(self, message: str, logger: logging.Logger | None = None) -> None:
-        """Print a message on rank 0, and write it to the log if there is one."""
-        if not self.ranks.is_first:
-            return
-        sys.stdout.write(message + "\n")
-        sys.stdout.flush()
-        if logger is not None:
-            logger.info(message)
-
-    def warn(self, message: str) -> None:
-        """Warn on rank 0."""
-        if self.ranks.is_first:
-            warnings.warn(message, stacklevel=4)
-
-    def whereabouts(self) -> str:
-        """Say in words where the run in progress is."""
-        if self.loop is None:
-            return "before the first step"
-        state = self.loop.state
-        return (
-            f"epoch {state.global_epoch}, update {state.current_iteration}, micro-batch "
-            f"{state.global_iteration}"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what goes to the processes of a run: nothing that belongs to this one."""
-        here = {"loop": None, "failure_log": None, "last_state": None, "queue_of_ranks": None}
-        return {**self.__dict__, **here}
 
     def _run(
         self, routine: str, passed_on: Sequence[type[Exception]], model: Any, datamodule: Any
