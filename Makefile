@@ -3,9 +3,9 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SETTINGS := pyproject.toml constraints.txt
 
-.PHONY: test lint types tests nightly torture bench demo clean
+.PHONY: test lint types docs tests nightly torture bench demo clean
 
-test: lint types tests ## everything that CI runs
+test: lint types docs tests ## everything that CI runs
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -13,6 +13,9 @@ lint: .venv/dev
 
 types: .venv/dev
 	$(BIN)/mypy
+
+docs: .venv/dev ## the site, in docs/build/html; a warning is an error
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/build/html
 
 tests: .venv/dev
 	$(BIN)/python -m pytest --doctest-modules -n 2 helios tests property_tests

@@ -99,8 +99,8 @@ def open_loggers(
         log_path: (optional) the folder of the log file, created if it is missing; None for no file.
         run_path: (optional) the folder of the TensorBoard folder, created if it is missing; None
             for no TensorBoard.
-        resume: (optional) the `Loggers.names` of the run to go on from. What it did not have, and
-            has now, is new.
+        resume: (optional) the ``names`` of the `helios.core.logging.Loggers` of the run to go on
+            from. What it did not have, and has now, is new.
         purge_step: (optional) the first step, in updates, that a resumed run logs. TensorBoard
             drops what the run before it logged from there on.
         rank: (optional) the rank of this process; of the process group by default.

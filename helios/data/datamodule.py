@@ -67,7 +67,7 @@ class DataModule(abc.ABC):
     A subclass assigns ``self._train_dataset``, ``self._valid_dataset`` and
     ``self._test_dataset`` in `setup`, each by ``self._create_dataset(dataset, params)``. It may
     override `train_dataloader` and its like to return a loader of its own, alone or with its
-    sampler: a `DataLoader` or any other iterable of batches.
+    sampler: a ``DataLoader`` or any other iterable of batches.
 
     Example:
         >>> class Digits(DataModule):

@@ -28,7 +28,7 @@ def move_to_device(batch: Any, device: torch.device | str, non_blocking: bool = 
             to the CPU always wait: the memory could be read before it is written.
 
     Returns:
-        The batch on the device: ``batch`` itself if all of it is there already.
+        The batch on the device, which is ``batch`` itself if all of it is there already.
 
     Example:
         >>> batch = {"x": torch.zeros(2), "name": "a"}

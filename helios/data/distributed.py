@@ -99,7 +99,7 @@ class ResumableDistributedSampler(ResumableSampler):
 
     @property
     def padding(self) -> int:
-        """The samples that stand twice in an epoch, over all ranks: the end of the last batch."""
+        """Return how many samples of an epoch stand twice, over all ranks, in its last batch."""
         return max(len(self) * self._world - self._size, 0)
 
     def indices(self, epoch: int, start: int) -> Order:

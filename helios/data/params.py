@@ -82,7 +82,7 @@ class DataLoaderParams(msgspec.Struct, frozen=True):
 
     @property
     def workers(self) -> int:
-        """The worker processes there will be: 0 in debug mode."""
+        """Return how many worker processes there will be, 0 in debug mode."""
         return 0 if self.debug_mode else self.num_workers
 
     def to_dict(self) -> dict[str, Any]:

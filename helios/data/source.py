@@ -42,7 +42,7 @@ class EpochSource:
     without shares, for any number of pieces and ranks (``tests/data/test_shares.py``).
 
     Args:
-        loader: a loader of `create_dataloader`, any `DataLoader`, or any iterable of batches.
+        loader: a loader of `create_dataloader`, any ``DataLoader``, or any iterable of batches.
         sampler: what was made beside the loader, if anything.
         seed: what loaders that helios did not make draw from.
         shares: which pieces of every micro-batch are this rank's; None for whole batches.
@@ -161,9 +161,9 @@ class EpochSource:
             number: the batch in that epoch, counted from 0.
 
         Returns:
-            None where they are not known: for iterable datasets, for samplers and loaders of the
-            user's own, and where an index is no int. Those of this rank alone for a
-            `ResumableDistributedSampler`.
+            The indices, or None where they are not known, as for iterable datasets, for samplers
+            and loaders of the user's own, and where an index is no int. Those of this rank alone
+            for a `ResumableDistributedSampler`.
 
         Example:
             >>> EpochSource(["a", "b"]).indices(0, 1) is None

@@ -56,7 +56,8 @@ def make_step(
 
     On a GPU, ``"skip"`` and a loss scale wait for the device at each update (and ``"skip"`` at each
     micro-batch, if the model has floating-point buffers): the next rate hangs on the answer.
-    ``"raise"`` without a loss scale waits too, unless there is a `Deferred`.
+    ``"raise"`` without a loss scale waits too, unless there is a
+    `helios.functional.nonfinite.Deferred`.
 
     Args:
         model: a `helios.Model`.

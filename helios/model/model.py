@@ -168,7 +168,7 @@ class Model(ModelHooks, nn.Module, abc.ABC):
     def have_metrics_improved(self) -> bool:
         """Tell whether the validation that just ended was better than any before.
 
-        By default the metric of `monitor` is compared with `best_score`, which is part of the
+        By default the metric of `monitor` is compared with ``best_score``, which is part of the
         state. Without a `monitor` that is the loss, and without a loss every validation counts as
         better.
 

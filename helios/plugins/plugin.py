@@ -137,7 +137,7 @@ class Plugin:
 
     @property
     def map_loc(self) -> str | dict[str, str]:
-        """Where tensors of a file go: the ``map_location`` of ``torch.load``.
+        """Return where tensors of a file go, as the ``map_location`` of ``torch.load``.
 
         It is the device of the run, unless it is set.
         """

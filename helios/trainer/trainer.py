@@ -212,7 +212,7 @@ class Trainer(RunInProgress):
 
     @property
     def seed(self) -> int:
-        """Return the seed that is used: ``random_seed``, or the default one."""
+        """Return the seed that is used, which is ``random_seed`` or the default one."""
         return DEFAULT_SEED if self.random_seed is None else self.random_seed
 
     def fit(self, model: Model, datamodule: DataModule) -> bool:
