@@ -187,6 +187,10 @@ class Saver:
             self._failure = error
             warnings.warn(f"a save failed, and the run goes on: {error}", stacklevel=4)
 
+    def content(self, state: TrainingState) -> dict[str, Any]:
+        """Return what a checkpoint of ``state`` holds; nothing is written."""
+        return self._collect(state)[1]
+
     def _collect(self, state: TrainingState) -> tuple[str, dict[str, Any], _Score]:
         """Return the name of a checkpoint, its content, and the score of its state."""
         model = self._model
