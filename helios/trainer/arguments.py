@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from helios.core.distributed import get_dist_info
 from helios.functional.state import TrainingUnit
@@ -126,7 +127,9 @@ def check_profile(value: Any) -> Profile | None:
     """Return which updates to profile, or None."""
     if value is not None and not isinstance(value, Profile):
         raise _type("profile", value, "a helios.Profile, such as helios.Profile(updates=3)")
-    return value
+    if value is None or value.to is None:
+        return value
+    return replace(value, to=check_path("profile.to", value.to))
 
 
 def check_compile(value: Any) -> bool | str:

@@ -29,7 +29,8 @@ from helios.trainer.hooks import Hooks
 from helios.trainer.in_memory import NOTHING, leave, whereabouts
 from helios.trainer.inputs import make_plan, sources, total_updates
 from helios.trainer.leaving import left
-from helios.trainer.profiling import loop_of
+from helios.trainer.loop import Loop
+from helios.trainer.profiling import profiled
 from helios.trainer.progress import Progress
 from helios.trainer.report import Reporter
 from helios.trainer.resuming import (
@@ -81,7 +82,8 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
     saves = trainer.chkpt_root is not None and not trainer.fast_dev_run
     signals = Signals(saves or is_interactive())
     compile = False if trainer.detect_anomaly else trainer.compile
-    trainer.left = NOTHING
+    if trainer.going_on is None:  # otherwise it can be tried again, if the model does not fit
+        trainer.left = NOTHING
     with session(trainer, model, datamodule), contextlib.ExitStack() as stack:
         hooks = Hooks(trainer.plugins, model)
         division = trainer.division()
@@ -150,7 +152,8 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             tell=reporter.announce,
         )
         stack.enter_context(operators_named(trainer, model))
-        loop = loop_of(trainer, model, loggers.writer)(
+        make_loop = Loop if trainer.profile is None else profiled(trainer, model, loggers.writer)
+        loop = make_loop(
             plan,
             watched(trainer, step, model),
             hooks,

@@ -298,6 +298,8 @@ class Loop:
 
     def at_resumable(self) -> TrainingState | None:
         """Put generators and model back to the state that a run can go on from, and return it."""
+        with contextlib.suppress(NonFiniteError):  # such a state is none to go on from
+            self._check_sound()
         if self.resumable is not None:
             if self._rewind is not None:
                 self._rewind()

@@ -80,16 +80,15 @@ class Profile(msgspec.Struct, frozen=True):
                 raise ValueError(f"Profile.{name}: received {value}; expected at least {least}")
 
 
-def loop_of(trainer: Trainer, model: Model, writer: Any) -> Callable[..., Loop]:
-    """Return what makes the loop of a fit: one that profiles itself, if that is asked for.
+def profiled(trainer: Trainer, model: Model, writer: Any) -> Callable[..., Loop]:
+    """Return what makes the loop of a fit that is profiled.
 
     Args:
-        trainer: whose fit it is.
+        trainer: whose fit it is; it has a profile.
         model: its name is that of a run without one.
         writer: of the run to TensorBoard, None for none.
     """
-    if trainer.profile is None:
-        return Loop
+    assert trainer.profile is not None
     board = getattr(writer, "run_dir", None)
     name = trainer.run_name or model.save_name
     return functools.partial(ProfiledLoop, Profiler(trainer.profile, name, trainer, board))

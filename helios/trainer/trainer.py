@@ -339,7 +339,7 @@ fit in this process; call fit() first
         if not self.fast_dev_run:
             self._model, self._datamodule = model, datamodule
             return launch(self, routine, passed_on, model, datamodule)
-        with trying(self, model, datamodule) as tried:
+        with trying(self, model, datamodule, routine) as tried:
             self._model, self._datamodule = tried, datamodule
             went_well = launch(self, routine, passed_on, tried, datamodule)
             if went_well and routine == "fit":

@@ -26,7 +26,7 @@ _PUT_BACK = (
 
 
 @contextlib.contextmanager
-def trying(trainer: Trainer, model: Model, datamodule: DataModule) -> Iterator[Model]:
+def trying(trainer: Trainer, model: Model, datamodule: DataModule, routine: str) -> Iterator[Model]:
     """Let a trainer run a short run in a folder that goes away, on copies of model and plugins.
 
     Law:
@@ -37,6 +37,7 @@ def trying(trainer: Trainer, model: Model, datamodule: DataModule) -> Iterator[M
         trainer: put back as it was at the end.
         model: what to try; what is yielded is to be run in its place.
         datamodule: its data; ``prepare_data``, ``setup`` and ``teardown`` run.
+        routine: ``"fit"`` or ``"test"``.
 
     Raises:
         ValueError: on one of several ranks that something else has started: they have no folder
@@ -65,10 +66,13 @@ def trying(trainer: Trainer, model: Model, datamodule: DataModule) -> Iterator[M
             trainer.print_frequency, trainer.early_stop_cycles = 1, None
             trainer.loop = trainer.last_state = None
             copied, trainer._plugins = _copies(trainer, model, datamodule)
-            trainer.say(
-                f"fast_dev_run: {updates} update(s) of training, {updates} batch(es) of validation "
-                "and of test, and a checkpoint; nothing is resumed, and nothing is kept"
-            )
+            what = f"{updates} batch(es) of test"
+            if routine == "fit":
+                what = (
+                    f"{updates} update(s) of training, {updates} batch(es) of validation and of "
+                    "test, and a checkpoint"
+                )
+            trainer.say(f"fast_dev_run: {what}; nothing is resumed, and nothing is kept")
             yield copied
     finally:
         for name, value in before.items():

@@ -269,3 +269,21 @@ def test_a_real_prompt_lives_on_and_goes_on():
     assert "KeyboardInterrupt" in done.stderr
     for line in ("left at 3", "went on True 6", "equal True"):
         assert line in done.stdout, done.stdout + done.stderr
+
+
+def test_after_a_network_that_does_not_fit_the_right_one_still_goes_on(notebook, capsys):
+    made = trainer(**OPTIONS)
+    with pytest.raises(KeyboardInterrupt):
+        made.fit(Interrupted("batch_end"), data())
+    assert not made.resume(zoo.Line(), Batches(zoo.regression(5)))
+    assert made.resume(Interrupted("nowhere"), data())
+    assert digest(made) == digest(run(model=Interrupted("nowhere"), data=data(), **OPTIONS))
+
+
+def test_a_fit_that_ends_calls_no_hook_of_checkpoints():
+    class Named(zoo.Line):
+        def append_metadata_to_chkpt_name(self, chkpt_name):
+            raise PlannedError("there is no checkpoint")
+
+    made = run(model=Named())
+    assert made.resume()

@@ -142,3 +142,8 @@ def test_something_else_is_refused():
 def test_without_a_profile_the_loop_is_the_ordinary_one():
     made = run()
     assert type(made.loop).__name__ == "Loop"
+
+
+def test_a_relative_folder_is_that_of_the_moment_the_trainer_was_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert trainer(profile=Profile(to="traces")).profile.to == tmp_path / "traces"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 
 import pytest
+import torch
 
 import helios
 from helios.core.distributed import _TORCHRUN
@@ -160,3 +161,31 @@ def test_ranks_that_were_started_from_outside_are_refused(monkeypatch):
 def test_other_values_are_refused(value, error):
     with pytest.raises(error, match="fast_dev_run"):
         trainer(fast_dev_run=value)
+
+
+def test_a_test_alone_tests_so_many_batches(capsys):
+    assert trainer(fast_dev_run=2).test(Recorded(), data())
+    assert CALLS == ["evaluate", "evaluate", "tested"]
+    assert "fast_dev_run: 2 batch(es) of test; nothing is resumed" in capsys.readouterr().out
+
+
+def test_it_needs_no_total_steps():
+    made = helios.Trainer(fast_dev_run=True, use_cpu=True, print_banner=False)
+    assert made.fit(Recorded(), data())
+
+
+class Plain(helios.Model):
+    """What can be sent to another process."""
+
+    def setup(self, fast_init=False):
+        self.net = torch.nn.Linear(3, 2)
+        self.optimizer = helios.optim.SGD(lr=0.1)
+
+    def loss(self, batch):
+        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+
+def test_ranks_that_it_starts_are_tried_together(tmp_path, capsys):
+    made = trainer(tmp_path / "root", fast_dev_run=1, cpu_ranks=2)
+    assert made.fit(Plain("plain"), data()), capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
