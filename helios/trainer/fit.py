@@ -26,7 +26,7 @@ from helios.trainer.crash import record_crash
 from helios.trainer.evaluate import test as evaluate_test
 from helios.trainer.fingerprint import fingerprint
 from helios.trainer.hooks import Hooks
-from helios.trainer.in_memory import NOTHING, leave, whereabouts
+from helios.trainer.in_memory import begin_anew, leave, whereabouts
 from helios.trainer.inputs import make_plan, sources, total_updates
 from helios.trainer.leaving import left
 from helios.trainer.loop import Loop
@@ -83,7 +83,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
     signals = Signals(saves or is_interactive())
     compile = False if trainer.detect_anomaly else trainer.compile
     if trainer.going_on is None:  # otherwise it can be tried again, if the model does not fit
-        trainer.left = NOTHING
+        begin_anew(trainer)
     with session(trainer, model, datamodule), contextlib.ExitStack() as stack:
         hooks = Hooks(trainer.plugins, model)
         division = trainer.division()
@@ -192,7 +192,14 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             raise
         finally:
             if not ranks.several and trainer.chkpt_root is None:
-                trainer.left = leave(loop, plan, loggers.names, train, environment_now)
+                trainer.left = leave(
+                    loop,
+                    plan,
+                    loggers.names,
+                    train,
+                    environment_now,
+                    interrupted=signals.received is not None,
+                )
     if signals.received is not None:
         ranks.ended()
     signals.leave()

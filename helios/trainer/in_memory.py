@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from helios.data import EpochSource
     from helios.functional.plan import Plan
     from helios.trainer.loop import Loop
+    from helios.trainer.trainer import Trainer
 
 
 class Left:
@@ -25,11 +26,15 @@ class Left:
     Args:
         content: what a checkpoint of that state would hold; None if there is no such state.
         reason: why there is none.
+        interrupted: where it was left, if that was by a signal; empty if not.
     """
 
-    def __init__(self, content: dict[str, Any] | None, reason: str = "") -> None:
+    def __init__(
+        self, content: dict[str, Any] | None, reason: str = "", interrupted: str = ""
+    ) -> None:
         self._content = content
         self._reason = reason
+        self.interrupted = interrupted
 
     def take(self) -> dict[str, Any]:
         """Return the content, of which nothing is shared.
@@ -51,6 +56,8 @@ def leave(
     log_names: Mapping[str, str | None],
     train: EpochSource,
     fingerprint: Mapping[str, Any],
+    *,
+    interrupted: bool,
 ) -> Left:
     """Return where a fit is left, whole or interrupted.
 
@@ -60,6 +67,7 @@ def leave(
         log_names: its log file and TensorBoard folder, to go on with.
         train: its training batches, still open.
         fingerprint: the environment.
+        interrupted: whether a signal asked for it.
     """
     state = loop.at_resumable()
     if state is None:
@@ -85,7 +93,21 @@ def leave(
         return Left(None, f"what belongs to the state cannot be kept: {error}")
     # A plugin may go on to change what it has told.
     content["plugins"] = copy.deepcopy(content["plugins"])
-    return Left(content)
+    return Left(content, interrupted=whereabouts(state) if interrupted else "")
+
+
+def begin_anew(trainer: Trainer) -> None:
+    """Forget where the last fit was left; say so if that was in its middle.
+
+    What a notebook runs again by habit is the cell of the fit.
+    """
+    place = trainer.left.interrupted
+    if place and not trainer.fast_dev_run:
+        trainer.say(
+            f"This fit begins a new run. The last one was left at {place}: to go on from there, it "
+            "is trainer.resume() in the place of trainer.fit(), or a chkpt_root"
+        )
+    trainer.left = NOTHING
 
 
 def whereabouts(state: TrainingState) -> str:

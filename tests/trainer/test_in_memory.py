@@ -287,3 +287,19 @@ def test_a_fit_that_ends_calls_no_hook_of_checkpoints():
 
     made = run(model=Named())
     assert made.resume()
+
+
+def test_a_fit_after_an_interrupted_one_says_that_it_begins_a_new_run(notebook, capsys):
+    made = trainer(**OPTIONS)
+    with pytest.raises(KeyboardInterrupt):
+        made.fit(Interrupted("batch_end"), data())
+    assert made.fit(Interrupted("nowhere"), data())
+    out = capsys.readouterr().out
+    assert "The last one was left at epoch 1, update 1, micro-batch 3" in out
+    assert out.count("begins a new run") == 1
+
+
+def test_the_first_fit_says_nothing_of_the_kind(capsys):
+    made = run()
+    assert made.fit(zoo.Line(), Batches(zoo.regression(5)))
+    assert "begins a new run" not in capsys.readouterr().out
