@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from helios.core.distributed import get_dist_info
 from helios.functional.state import TrainingUnit
 from helios.plugins import Plugin, PluginSet
 from helios.trainer.engine import PIECES
+from helios.trainer.profiling import Profile
 from helios.trainer.ranks.options import DDP, FSDP
 from helios.trainer.store.retention import Retention
 
@@ -112,6 +114,22 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     if value not in choices:
         raise _value(name, value, f"one of {list(choices)}")
     return value
+
+
+def check_updates_to_try(value: Any) -> int:
+    """Return how many updates ``fast_dev_run`` runs; 0 for none."""
+    if isinstance(value, bool):
+        return int(value)
+    return _positive("fast_dev_run", value, "a bool, or a number of updates")
+
+
+def check_profile(value: Any) -> Profile | None:
+    """Return which updates to profile, or None."""
+    if value is not None and not isinstance(value, Profile):
+        raise _type("profile", value, "a helios.Profile, such as helios.Profile(updates=3)")
+    if value is None or value.to is None:
+        return value
+    return replace(value, to=check_path("profile.to", value.to))
 
 
 def check_compile(value: Any) -> bool | str:

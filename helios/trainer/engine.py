@@ -51,6 +51,8 @@ def as_recorded(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
         arguments.update(reduction="canonical", pieces=fingerprint["pieces"])
     if fingerprint.get("compiled", "no") != "no":
         arguments["compile"] = fingerprint["compiled"]
+    if fingerprint.get("overfit_batches"):
+        arguments["overfit_batches"] = fingerprint["overfit_batches"]
     return arguments
 
 

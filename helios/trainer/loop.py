@@ -292,11 +292,19 @@ class Loop:
             held = state is not None and save.holds(state)
         if state is not None and not held:
             self._check_sound()
-            if self._rewind is not None:
-                self._rewind()
-            self._hold(state)
+            self.at_resumable()
             save(state)
         save.finish()
+
+    def at_resumable(self) -> TrainingState | None:
+        """Put generators and model back to the state that a run can go on from, and return it."""
+        with contextlib.suppress(NonFiniteError):  # such a state is none to go on from
+            self._check_sound()
+        if self.resumable is not None:
+            if self._rewind is not None:
+                self._rewind()
+            self._hold(self.resumable)
+        return self.resumable
 
     def _mark(self, state: TrainingState) -> None:
         """Note a state that a run can go on from."""

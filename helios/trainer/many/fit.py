@@ -103,6 +103,13 @@ def _check_trainer(trainer: Trainer) -> None:
             f"fit_many: received a trainer with compile={trainer.compile!r}; expected one without: "
             "a step of several members is not compiled"
         )
+    alone = ("fast_dev_run", "overfit_batches", "detect_anomaly", "profile", "print_summary")
+    for name in alone:
+        if getattr(trainer, name):
+            raise ValueError(
+                f"fit_many: received a trainer with {name}={getattr(trainer, name)!r}, which is "
+                "for one model; expected it to be left out. Try one of the members with it"
+            )
     for name, plugin in trainer.plugins.items():
         if overridden(plugin, "configure_model") is not None:
             raise ValueError(
