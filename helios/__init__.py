@@ -25,11 +25,13 @@ from helios.functional import verify as verify
 from helios.model import Model as Model
 from helios.model import Monitor as Monitor
 from helios.model import load_pretrained as load_pretrained
+from helios.model.summary import summary as summary
 from helios.plugins import Plugin as Plugin
 from helios.trainer import Trainer as Trainer
 from helios.trainer import TrainingState as TrainingState
 from helios.trainer import TrainingUnit as TrainingUnit
 from helios.trainer.many.entry import fit_many as fit_many
+from helios.trainer.profiling import Profile as Profile
 from helios.trainer.ranks.options import DDP as DDP
 from helios.trainer.ranks.options import FSDP as FSDP
 from helios.trainer.replay import recorded_digests as recorded_digests

@@ -238,7 +238,7 @@ class Trainer(RunInProgress):
 
     @property
     def limits(self) -> Limits:
-        """Return how much of its data a run uses: all, unless it is to overfit or to be tried."""
+        """Return how much of its data a run uses."""
         tried = self.fast_dev_run or None
         window = None if tried is None else tried * self.accumulation_steps
         return Limits(self.overfit_batches, window, tried)
