@@ -46,6 +46,4 @@ def objective(root, killed=None, at=None, seen=None):
 
 def told(study):
     """Return all that a study knows of its trials, but the times."""
-    return [
-        (t.number, t.state, t.params, t.values, t.intermediate_values) for t in study.trials
-    ]
+    return [(t.number, t.state, t.params, t.values, t.intermediate_values) for t in study.trials]
