@@ -122,7 +122,7 @@ def find_lr(
         batches = _batches(datamodule, stack)
         move = mover(copied.device)
         bar = stack.enter_context(_bar(updates, progress))
-        for now in range(updates):  # noqa: B007 - the rate looks at it
+        for now in range(updates):  # the rate looks at it
             try:
                 # The first state may be the user's.
                 begun = step(begun, move(next(batches)), donate=now > 0)

@@ -2,6 +2,7 @@ import datetime
 
 import pytest
 
+import helios
 from helios.plugins import TimeLimit
 from tests.trainer.runs import run
 
@@ -37,9 +38,9 @@ def test_with_a_higher_limit_it_goes_on(tmp_path):
 
 def test_stopping_by_time_changes_no_bit(tmp_path):
     whole = run(tmp_path / "whole").state
-    for _ in range(6):
+    for _ in range(8):  # two of them do what was due after the fifth update, and the last nothing
         cut = run(tmp_path / "cut", plugins=[TimeLimit(SHORT)]).state
-    assert cut == whole
+    assert helios.digest(cut) == helios.digest(whole)
 
 
 @pytest.mark.parametrize("limit", ["0:01:30", 90, 90.0, datetime.timedelta(seconds=90)])

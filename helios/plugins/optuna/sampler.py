@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from helios.functional import rng
 
 
-class KeyedSampler(BaseSampler):  # type: ignore[misc]  # Optuna is not typed here
+class KeyedSampler(BaseSampler):
     """Draws as another sampler does, under a key of the seed, the trial and the parameter.
 
     The generators of the other sampler are seeded anew for whatever it draws, so a suggestion

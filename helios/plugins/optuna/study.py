@@ -46,13 +46,14 @@ def open_study(
         ValueError: if the study that is there has another seed.
     """
     folder = Path(folder).absolute()
+    directions: list[Any] = convert_to_list(direction)
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / f"{name}.log"))),
         study_name=name,
         sampler=KeyedSampler(optuna.samplers.TPESampler() if sampler is None else sampler, seed),
         pruner=pruner,
-        directions=convert_to_list(direction),
+        directions=directions,
         load_if_exists=True,
     )
     known = study.user_attrs.get(_SEED)

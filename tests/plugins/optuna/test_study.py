@@ -96,7 +96,7 @@ def test_two_processes_do_not_run_one_study(tmp_path):
 
 def test_another_seed_is_an_error(tmp_path):
     opened(tmp_path, seed=1)
-    with pytest.raises(ValueError, match="seed: received 2; the study in .* has the seed 1"):
+    with pytest.raises(ValueError, match=r"seed: received 2; the study in .* has the seed 1"):
         opened(tmp_path, seed=2)
 
 
