@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> optuna.Study:
             print_banner=False,
             plugins=[plugin],
         )
-        halves = {"train": (x[::2], x[::2].sin()), "valid": (x[1::2], x[1::2].sin())}
-        data = helios.data.from_datasets(**halves, batch_size=32)
+        train, valid = (x[::2], x[::2].sin()), (x[1::2], x[1::2].sin())
+        data = helios.data.from_datasets(train=train, valid=valid, batch_size=32)
         if not trainer.fit(Curve(lr, width), data):
             raise SystemExit(1)
         assert plugin.best_value is not None
