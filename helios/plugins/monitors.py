@@ -17,6 +17,7 @@ from helios.plugins.registry import PLUGIN_REGISTRY
 from helios.plugins.writing import write_scalars
 
 _MIB = 2.0**20
+_PLAIN = (tuple, list)
 
 
 @PLUGIN_REGISTRY.register
@@ -51,7 +52,10 @@ class ThroughputMonitor(Plugin):
     def on_training_batch_fetched(self, batch: Any, seconds: float) -> None:
         """Count the samples of a batch, and the time that it was waited for."""
         self._waited += seconds
-        if is_shared(batch):
+        first = batch[0] if type(batch) in _PLAIN and batch else batch
+        if type(first) is torch.Tensor and first.ndim:  # as nearly always: a shorter way to it
+            self._samples += first.shape[0]
+        elif is_shared(batch):
             self._samples += sum(piece.count for piece in batch)
         else:
             self._samples += metrics.batch_size(batch)
