@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "trainer": {"functional", "core", "optim", "model", "data", "plugins"} | LEAVES,
     "debug": {"trainer", "data", "model"} | LEAVES,
     "testing": {"functional", "core", "model", "data"} | LEAVES,
+    "tuning": {"functional", "core", "model", "data"} | LEAVES,
     "cli": {"functional", "trainer"} | LEAVES,
     "__main__": {"cli"},
 }

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -49,7 +49,7 @@ from helios.functional.trainable import custom_step
 from helios.trainer.agreement import Agreement
 from helios.trainer.crash import Stage
 from helios.trainer.evaluate import validate
-from helios.trainer.hooks import Hooks
+from helios.trainer.hooks import Hooks, watched
 from helios.trainer.report import Reporter
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ _STOP = Outcome(stop=True)
 _WHY = {
     StopReason.TOTAL_STEPS: "total_steps is reached",
     StopReason.EARLY_STOP: "the run stopped early, for want of improvement",
-    StopReason.REQUESTED: "a stop was asked for",
+    StopReason.REQUESTED: "a plugin takes the run for over",
 }
 
 
@@ -145,6 +145,8 @@ class Loop:
         self._hooks.model.train()
         self._call("on_training_start", rng.fold(state.seed, "start", state.global_iteration))
         events = schedule(self._plan, state)
+        if self._hooks.overs and self._agreement.of_first(self._hooks.is_over()):
+            events = _nothing()
         outcome: Outcome | None = None
         try:
             while True:
@@ -185,7 +187,8 @@ class Loop:
         if not resumed:
             self._mark(self.state)
         self.state = start_epoch(self.state)
-        self._batches = self._train.open(event.epoch - 1, event.first_batch)
+        batches = self._train.open(event.epoch - 1, event.first_batch)
+        self._batches = watched(batches, self._hooks.fetched)
         if self._train.resume_note is not None:
             self._reporter.announce(self._train.resume_note)
         key = rng.fold(self.state.seed, "epoch_start", event.epoch)
@@ -228,7 +231,7 @@ class Loop:
         state = end_batch(state)
         if event.log:
             self._check_sound()
-            state = self._reporter.training(state)
+            state = self._reported(state)
         if event.update:
             self._count_skipped(state)
             self._reporter.advance(state)
@@ -255,9 +258,11 @@ class Loop:
             reached = model.monitored_score()
             if math.isfinite(reached):  # a hook of the user's may think otherwise
                 model.best_score = reached
-        improved, model.best_score = self._agreement.of_first([improved, model.best_score])
+        improved, model.best_score, over = self._agreement.of_first(
+            [improved, model.best_score, self._hooks.is_over()]
+        )
         self.state = judge(score(state, model.best_score), improved=improved)
-        return self._after(improved=improved)
+        return self._after(improved=improved, over=over)
 
     def _on_epoch_end(self, event: EpochEnd) -> Outcome:
         self.state = end_epoch(self._settled(self.state))
@@ -273,11 +278,11 @@ class Loop:
             self._save(self.state)
         return self._after()
 
-    def _after(self, *, improved: bool = True) -> Outcome:
+    def _after(self, *, improved: bool = True, over: bool = False) -> Outcome:
         """Answer an event that is no micro-batch; its time is not the micro-batches'."""
         self._clock = time.perf_counter()
         stop = self._agreement.after_event(in_window=self.state.window_iter > 0)
-        return Outcome(improved=improved, stop=stop)
+        return Outcome(improved=improved, stop=stop or over)
 
     def save_resumable(self) -> None:
         """After a failure, save the state that a run can go on from, if there is one.
@@ -346,7 +351,13 @@ class Loop:
     def _settled(self, state: TrainingState) -> TrainingState:
         """Report the training metrics where no print frequency does."""
         self._check_sound()
-        return state if self._plan.print_frequency else self._reporter.training(state)
+        return state if self._plan.print_frequency else self._reported(state)
+
+    def _reported(self, state: TrainingState) -> TrainingState:
+        state = self._reporter.training(state)
+        if self._hooks.reported is not None:
+            self._hooks.reported(state)
+        return state
 
     def _check_sound(self) -> None:
         """Look at what the updates so far were found to be, before anything of them gets out."""
@@ -385,6 +396,12 @@ class Loop:
 
 
 _END = object()
+
+
+def _nothing() -> Generator[Event, Outcome | None, TrainingState]:
+    """Return the events of a run that a plugin takes for over."""
+    yield Stop(StopReason.REQUESTED)
+    return TrainingState()
 
 
 def _skipped(state: TrainingState) -> int:
