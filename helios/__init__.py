@@ -40,4 +40,6 @@ from helios.trainer.reproduce import reproduce as reproduce
 from helios.trainer.store import Retention as Retention
 from helios.trainer.store import pin_checkpoint as pin_checkpoint
 from helios.trainer.store import unpin_checkpoint as unpin_checkpoint
+from helios.tuning import find_batch_size as find_batch_size
+from helios.tuning import find_lr as find_lr
 from helios.version import __version__ as __version__
