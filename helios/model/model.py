@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from helios.functional.precision import Policy
 from helios.functional.state import TrainingState
 from helios.functional.trainable import Averaging
 from helios.functional.transformation import Transformation
+from helios.model.freeze import keep_still
 from helios.model.hooks import ModelHooks
 from helios.model.monitor import Monitor
 
@@ -201,6 +202,12 @@ class Model(ModelHooks, nn.Module, abc.ABC):
                 f"expected one of {sorted(self.valid_metrics)}"
             )
         return self.valid_metrics[self.monitor.metric]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; layers that `helios.model.freeze` keeps stay still."""
+        super().train(mode)
+        keep_still(self)
+        return self
 
     def prepare(self, seed: int = rng.DEFAULT_SEED, *, fast_init: bool = False) -> None:
         """Run `setup` under a key of ``seed``, once."""
