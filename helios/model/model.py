@@ -19,6 +19,7 @@ from helios.functional.trainable import Averaging
 from helios.functional.transformation import Transformation
 from helios.model.freeze import keep_still
 from helios.model.hooks import ModelHooks
+from helios.model.metric_objects import Objects, separated
 from helios.model.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -158,7 +159,8 @@ class Model(ModelHooks, nn.Module, abc.ABC):
             step: the index of the batch.
 
         Returns:
-            What `loss` may return, a dict of metrics, or None.
+            What `loss` may return, a dict of metrics, or None. A metric may be an object of
+            torchmetrics that the model has: it is computed over the whole validation.
         """
         return self._evaluate(batch)
 
@@ -285,14 +287,17 @@ class Model(ModelHooks, nn.Module, abc.ABC):
             )
         self._precision = policy
 
-    def _evaluate(self, batch: Any) -> Mapping[str, metrics.Mean]:
+    def _evaluate(self, batch: Any) -> Mapping[str, Any]:
         samples = metrics.batch_size(batch)
         total: metrics.Metrics = {}
+        objects: Objects = {}
         with self._precision.context(self._device.type):
             for name, function in self._losses():
-                loss = read_loss(function(batch), name)
+                output, found = separated(function(batch))
+                objects.update(found)
+                loss = read_loss(output, name)
                 total = metrics.merge(total, loss_metrics(name, loss, samples))
-        return total
+        return {**total, **objects}
 
     def _losses(self) -> list[tuple[str, Any]]:
         """Return the losses by metric name; a model that is only tested needs no optimizer."""

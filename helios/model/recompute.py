@@ -67,5 +67,5 @@ def checkpoint_activations(module: nn.Module, *patterns: str) -> tuple[str, ...]
         part = module.get_submodule(name)
         forward = vars(part).get("forward")
         if not isinstance(forward, Recomputed):
-            part.forward = Recomputed(part, forward)  # type: ignore[method-assign]
+            part.forward = Recomputed(part, forward)
     return tuple(found)

@@ -248,7 +248,7 @@ def _optimizer(pattern: str, value: Any) -> Any:
 
 def _routed(patterns: Sequence[str], names: tuple[str, ...]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {pattern: [] for pattern in patterns}
-    rest = []
+    rest: list[str] = []
     for name in names:
         first = next((p for p in patterns if fnmatch.fnmatchcase(name, p)), None)
         (rest if first is None else found[first]).append(name)
