@@ -82,6 +82,19 @@ def choices(received: str, known: inspect.Signature | Iterable[str]) -> str:
     names = names_of(known) if isinstance(known, inspect.Signature) else list(known)
     if not names:
         return "expected none"
-    close = difflib.get_close_matches(str(received), names, n=1)
-    hint = f". Did you mean {close[0]!r}?" if close else ""
+    close = closest(received, names)
+    hint = f". Did you mean {close!r}?" if close else ""
     return f"expected some of {', '.join(names)}{hint}"
+
+
+def closest(received: Any, names: Iterable[str]) -> str | None:
+    """Return the name that was meant, None if none is close; one in other letter case is.
+
+    Example:
+        >>> closest("adamw", ["Adam", "AdamW"])
+        'AdamW'
+    """
+    known = list(names)
+    alike = [name for name in known if name.lower() == str(received).lower()]
+    close = alike or difflib.get_close_matches(str(received), known, n=1)
+    return close[0] if close else None

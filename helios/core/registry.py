@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Iterator, KeysView
 from typing import Any, TypeVar, overload
 
-from helios.core.arguments import check_arguments
+from helios.core.arguments import check_arguments, closest
 from helios.errors import RegistryError
 
 T = TypeVar("T")
@@ -158,8 +157,8 @@ class Registry:
                 "; it is empty. Import the modules that register something first, such as with "
                 "update_all_registries()."
             )
-        close = difflib.get_close_matches(str(name), names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        close = closest(name, names)
+        hint = f" Did you mean {close!r}?" if close else ""
         return f"; it has {', '.join(map(repr, names))}.{hint}"
 
 

@@ -65,6 +65,17 @@ def separated(output: Any) -> tuple[Any, Objects]:
     return {n: v for n, v in output.items() if n not in objects} if objects else output, objects
 
 
+def without_samples(objects: Objects) -> bool:
+    """Tell whether one of the objects keeps lists of samples, and has none yet."""
+    library = sys.modules["torchmetrics"]
+    parts = [part for metric in objects.values() for part in metric.modules()]
+    return any(
+        not part.update_called and any(isinstance(v, list) for v in part.metric_state.values())
+        for part in parts
+        if isinstance(part, library.Metric)
+    )
+
+
 def computed(objects: Objects, module: nn.Module) -> dict[str, float]:
     """Return the values of metric objects, over all ranks where there are several.
 

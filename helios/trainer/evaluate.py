@@ -11,6 +11,7 @@ import torch
 
 from helios.core.rng import preserved_rng
 from helios.data import EpochSource
+from helios.errors import ModelError
 from helios.functional import metrics, rng
 from helios.functional.binding import bind, in_mode, own_binding
 from helios.functional.share import is_shared
@@ -18,7 +19,14 @@ from helios.functional.state import Carry, TrainingState
 from helios.functional.streams import each_piece_drawing
 from helios.functional.tree import clone
 from helios.model.hooks import ModelHooks, overridden
-from helios.model.metric_objects import Objects, begun_anew, computed, separated, unseen
+from helios.model.metric_objects import (
+    Objects,
+    begun_anew,
+    computed,
+    separated,
+    unseen,
+    without_samples,
+)
 from helios.model.model import Model, read_metrics
 from helios.trainer.agreement import Agreement, Tally
 from helios.trainer.hooks import Hooks
@@ -165,7 +173,16 @@ def _run(
         if end is not None:
             end(index)
     means = metrics.compute(agreement.whole(tally))
-    return {**means, **computed(objects, model)} if objects else means
+    if not objects:
+        return means
+    idle = without_samples(objects)
+    if not agreement.all_have(not idle):
+        raise ModelError(
+            f"metrics {', '.join(map(repr, objects))}: a rank had no sample of the evaluation, and "
+            "torchmetrics cannot gather lists of samples from ranks that have none; expected some "
+            "for every rank, as a larger batch_size gives, or metrics that keep sums alone"
+        )
+    return {**means, **computed(objects, model)}
 
 
 def _processed(process: Callable[..., Any], index: int, batch: Any) -> Any:
