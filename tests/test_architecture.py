@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "errors": set(),
     "version": set(),
     "functional": {"errors"},
-    "optim": {"functional"} | LEAVES,
+    "optim": {"functional", "core"} | LEAVES,
     "core": {"functional"} | LEAVES,
     "model": {"functional", "core"} | LEAVES,
     "data": {"functional", "core"} | LEAVES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -17,7 +17,9 @@ from helios.functional.precision import Policy
 from helios.functional.state import TrainingState
 from helios.functional.trainable import Averaging
 from helios.functional.transformation import Transformation
+from helios.model.freeze import keep_still
 from helios.model.hooks import ModelHooks
+from helios.model.metric_objects import Objects, separated
 from helios.model.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -157,7 +159,8 @@ class Model(ModelHooks, nn.Module, abc.ABC):
             step: the index of the batch.
 
         Returns:
-            What `loss` may return, a dict of metrics, or None.
+            What `loss` may return, a dict of metrics, or None. A metric may be an object of
+            torchmetrics that the model has: it is computed over the whole validation.
         """
         return self._evaluate(batch)
 
@@ -201,6 +204,12 @@ class Model(ModelHooks, nn.Module, abc.ABC):
                 f"expected one of {sorted(self.valid_metrics)}"
             )
         return self.valid_metrics[self.monitor.metric]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; layers that `helios.model.freeze` keeps stay still."""
+        super().train(mode)
+        keep_still(self)
+        return self
 
     def prepare(self, seed: int = rng.DEFAULT_SEED, *, fast_init: bool = False) -> None:
         """Run `setup` under a key of ``seed``, once."""
@@ -278,14 +287,17 @@ class Model(ModelHooks, nn.Module, abc.ABC):
             )
         self._precision = policy
 
-    def _evaluate(self, batch: Any) -> Mapping[str, metrics.Mean]:
+    def _evaluate(self, batch: Any) -> Mapping[str, Any]:
         samples = metrics.batch_size(batch)
         total: metrics.Metrics = {}
+        objects: Objects = {}
         with self._precision.context(self._device.type):
             for name, function in self._losses():
-                loss = read_loss(function(batch), name)
+                output, found = separated(function(batch))
+                objects.update(found)
+                loss = read_loss(output, name)
                 total = metrics.merge(total, loss_metrics(name, loss, samples))
-        return total
+        return {**total, **objects}
 
     def _losses(self) -> list[tuple[str, Any]]:
         """Return the losses by metric name; a model that is only tested needs no optimizer."""

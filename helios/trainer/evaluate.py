@@ -11,6 +11,7 @@ import torch
 
 from helios.core.rng import preserved_rng
 from helios.data import EpochSource
+from helios.errors import ModelError
 from helios.functional import metrics, rng
 from helios.functional.binding import bind, in_mode, own_binding
 from helios.functional.share import is_shared
@@ -18,6 +19,14 @@ from helios.functional.state import Carry, TrainingState
 from helios.functional.streams import each_piece_drawing
 from helios.functional.tree import clone
 from helios.model.hooks import ModelHooks, overridden
+from helios.model.metric_objects import (
+    Objects,
+    begun_anew,
+    computed,
+    separated,
+    unseen,
+    without_samples,
+)
 from helios.model.model import Model, read_metrics
 from helios.trainer.agreement import Agreement, Tally
 from helios.trainer.hooks import Hooks
@@ -51,7 +60,8 @@ def validate(
             source,
             move,
             process,
-            _runner(model, model.valid_step),
+            model,
+            model.valid_step,
             _batch_hooks(model, "validation"),
             agreement,
             key,
@@ -77,7 +87,8 @@ def test(
             source,
             move,
             process,
-            _runner(model, model.test_step),
+            model,
+            model.test_step,
             _batch_hooks(model, "testing"),
             agreement,
             key,
@@ -103,6 +114,7 @@ def evaluating(model: Model, state: TrainingState) -> Iterator[None]:
             binding.lend(params, clone(carry.buffers))
         stack.enter_context(in_mode(model, training=False))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(begun_anew(model))
         yield
 
 
@@ -121,12 +133,15 @@ def _run(
     source: EpochSource,
     move: Callable[[Any], Any],
     process: Callable[..., Any] | None,
-    step: Callable[[Any, int], Any],
+    model: Model,
+    evaluate: Callable[[Any, int], Any],
     batch_hooks: tuple[Any, Any],
     agreement: Agreement,
     key: int,
 ) -> dict[str, float]:
     start, end = batch_hooks
+    step = _runner(model, evaluate)
+    objects: Objects = {}
     tally = Tally(agreement.in_order)
     for index, fetched in enumerate(source.open(epoch=0)):
         if agreement.check_inside():
@@ -145,14 +160,29 @@ def _run(
         if shared:
             for piece in batch:
                 rng.seed_generators(rng.fold(key, "piece", index, piece.index))
-                output = step(piece.batch, index)
+                # One that is there for its shape alone is of no account to anything.
+                with contextlib.nullcontext() if piece.count else unseen(model):
+                    output, found = separated(step(piece.batch, index))
+                objects.update(found)
                 tally.add(read_metrics(output, piece.count) if piece.count else {})
             rng.seed_generators(rng.fold(key, "batch_end", index))
         else:
-            tally.add(read_metrics(step(batch, index), metrics.batch_size(batch)))
+            output, found = separated(step(batch, index))
+            objects.update(found)
+            tally.add(read_metrics(output, metrics.batch_size(batch)))
         if end is not None:
             end(index)
-    return metrics.compute(agreement.whole(tally))
+    means = metrics.compute(agreement.whole(tally))
+    if not objects:
+        return means
+    idle = without_samples(objects)
+    if not agreement.all_have(not idle):
+        raise ModelError(
+            f"metrics {', '.join(map(repr, objects))}: a rank had no sample of the evaluation, and "
+            "torchmetrics cannot gather lists of samples from ranks that have none; expected some "
+            "for every rank, as a larger batch_size gives, or metrics that keep sums alone"
+        )
+    return {**means, **computed(objects, model)}
 
 
 def _processed(process: Callable[..., Any], index: int, batch: Any) -> Any:

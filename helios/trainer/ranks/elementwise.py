@@ -17,7 +17,8 @@ from helios.optim.binding import ELEMENTWISE
 from helios.optim.chain import Chain
 from helios.optim.clip import State
 from helios.optim.gradient_transformation import GradientTransformation
-from helios.optim.groups import grouped
+from helios.optim.groups import Groups
+from helios.optim.kinds import grouped
 
 
 def on_shards(
@@ -40,6 +41,8 @@ def on_shards(
     if isinstance(rule, Chain):
         before = {name: _before(part, objective, group) for name, part in rule.before.items()}
         return Chain(before, rule.name, on_shards(rule.optimizer, objective, group))
+    if isinstance(rule, Groups):
+        return Groups({p: on_shards(r, objective, group) for p, r in rule.optimizers.items()})
     if isinstance(rule, TorchOptimizer):
         if rule.cls in ELEMENTWISE:
             return rule
