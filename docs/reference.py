@@ -29,6 +29,7 @@ PACKAGES = {
     "helios.testing": "The laws of a run, tried on a model of your own.",
     "helios.testing.strategies": "Hypothesis strategies for plans and states.",
     "helios.core.utils": "Registries, and what the seed of this library calls utilities.",
+    "helios.core.config": "Runs from a configuration file.",
     "helios.core.logging": "The log and TensorBoard.",
     "helios.core.rng": "The generators that are not keyed.",
     "helios.core.distributed": "What a process knows of its ranks.",
@@ -37,7 +38,7 @@ PACKAGES = {
 }
 """The packages that have a page, in the order of the menu."""
 
-KNOWN_HERE = ("helios.functional.share", "optuna", "optuna.samplers")
+KNOWN_HERE = ("helios.core.lookup", "helios.functional.share", "optuna", "optuna.samplers")
 """Where names of annotations are looked for that are imported for the type checker alone."""
 
 PREFERRED = {"helios.trainer": {"Trainer", "TrainingState", "TrainingUnit"}}
