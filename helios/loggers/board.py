@@ -45,7 +45,7 @@ class BoardLog(RunLog):
 
     def hyperparameters(self, values: Mapping[str, bool | int | float | str]) -> None:
         """Write what the run was started with, for the tab HPARAMS."""
-        self._writer.add_hparams(values, {})
+        self._writer.add_session(values)
 
     def flush(self) -> None:
         """Write out what is still in memory."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from helios.functional.state import TrainingState
 from helios.loggers.pictures import bytes_of, drawn, rows_of
 from helios.loggers.run_log import RunLog
 
@@ -131,6 +133,10 @@ class Log:
         self._logs, self._where = tuple(logs), where
         self._pending, self._sure, self._waits = [], [], False
 
+    def at(self, state: TrainingState) -> None:
+        """Let the step be the place of a state from now on, as in a test."""
+        self._where = lambda: (state.current_iteration, state.global_epoch)
+
     def end(self) -> None:
         """Write what is sure, and drop the rest; nothing is on any more."""
         self._pending = []
@@ -159,19 +165,34 @@ class Log:
             same = [(tag, value) for _, _, _, tag, value in group]
             if kind == "scalar":
                 numbers = _read(same)
-                for log in self._logs:
-                    log.scalars(update, epoch, numbers)
+                self._tell("scalars", update, epoch, numbers)
                 continue
             for tag, value in same:
                 if kind != "text":
                     value = value.cpu().numpy() if kind == "images" else rows_of(value)
-                for log in self._logs:
-                    getattr(log, kind)(update, tag, value)
+                self._tell(kind, update, tag, value)
 
     def flush(self) -> None:
         """Let every log write out what it still has in memory."""
         for log in self._logs:
             log.flush()
+
+    def hyperparameters(self, values: Mapping[str, bool | int | float | str]) -> None:
+        """Let every log write what the run was started with."""
+        self._tell("hyperparameters", values)
+
+    def _tell(self, method: str, *args: Any) -> None:
+        """Call a method of every log; one that cannot be written is left out from then on."""
+        for log in self._logs:
+            try:
+                getattr(log, method)(*args)
+            except OSError as error:
+                self._logs = tuple(other for other in self._logs if other is not log)
+                warnings.warn(
+                    f"a {type(log).__name__} cannot be written, and the run goes on without it: "
+                    f"{error}",
+                    stacklevel=2,
+                )
 
     def _add(self, kind: str, tag: str, value: Any) -> None:
         update, epoch = self._where()
@@ -209,6 +230,4 @@ def _read(points: list[tuple[str, Any]]) -> dict[str, float]:
     there = [value for _, value in points if isinstance(value, torch.Tensor)]
     if there:
         read = iter(torch.stack([value.to(torch.float64) for value in there]).tolist())
-    return {
-        tag: next(read) if isinstance(value, torch.Tensor) else value for tag, value in points
-    }
+    return {tag: next(read) if isinstance(value, torch.Tensor) else value for tag, value in points}

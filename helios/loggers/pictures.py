@@ -49,7 +49,7 @@ def drawn(figure: Any) -> torch.Tensor:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     before = figure.canvas
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     try:
         canvas.draw()
         return torch.tensor(memoryview(canvas.buffer_rgba()).tolist(), dtype=torch.uint8)[None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ class Run(msgspec.Struct, frozen=True):
     is_test: bool = False
 
 
-class RunLog(abc.ABC):
+class RunLog:
     """A log of a run, for ``Trainer(logs=[...])``. Subclass it to write one.
 
     Only `scalars` has to be there: what a log does not understand, it does not override. All
@@ -53,7 +52,6 @@ class RunLog(abc.ABC):
             run: the run.
         """
 
-    @abc.abstractmethod
     def scalars(self, update: int, epoch: int, values: Mapping[str, float]) -> None:
         """Write numbers.
 
@@ -62,7 +60,13 @@ class RunLog(abc.ABC):
                 may have the same.
             epoch: the epoch in progress, or the one that has just ended.
             values: the numbers by name, such as ``"train/loss"``.
+
+        Raises:
+            NotImplementedError: unless it is overridden.
         """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no scalars(); override scalars(update, epoch, values)"
+        )
 
     def images(self, update: int, tag: str, images: Any) -> None:
         """Write images.

@@ -51,7 +51,7 @@ class WandbLog(RunLog):
         # A test goes to the run of the fit before it.
         known = run.identity or (self._identity if run.is_test else None)
         options = {"name": run.name, **self._options}
-        again = {} if known is None else {"id": known, "resume": "allow"}
+        again: dict[str, Any] = {} if known is None else {"id": known, "resume": "allow"}
         self._run = wandb.init(**options, **again)
         self._identity = self._run.id
 

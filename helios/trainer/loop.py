@@ -202,6 +202,7 @@ class Loop:
         batch = self._ahead.popleft() if self._ahead else next(self._batches)
         self._agreement.check_inside()
         batch = self._move(batch)
+        waited = time.perf_counter() - self._clock
         # The loss and the hooks see these counters, in their arguments and as trainer.state.
         self.state = state = begin_batch(self.state, update=event.update)
         self.stage = "batch_start"
@@ -221,6 +222,7 @@ class Loop:
             self._hold(state)
         now = time.perf_counter()
         self.state = state = timed(state, max(now - self._clock, 0.0))  # a clock may be set back
+        self._reporter.count(batch, waited, now - self._clock)
         self._clock, self.stage = now, "batch_end"
         if hooks.batch_end is not None:
             hooks.batch_end(state, event.log)
@@ -244,7 +246,9 @@ class Loop:
         self.state = state
         self._remember()
         assert self._valid is not None
-        results = validate(state, self._hooks, self._valid, self._move, self._agreement)
+        results = validate(
+            state, self._hooks, self._valid, self._move, self._agreement, self._reporter.watched
+        )
         self._reporter.show(state, "valid", results)
         self.state = state = end_validation(state)
         model = self._hooks.model
@@ -257,6 +261,8 @@ class Loop:
                 model.best_score = reached
         improved, model.best_score = self._agreement.of_first([improved, model.best_score])
         self.state = judge(score(state, model.best_score), improved=improved)
+        metric = "loss" if model.monitor is None else model.monitor.metric
+        self._reporter.judged(metric, model.best_score, improved=improved)
         return self._after(improved=improved)
 
     def _on_epoch_end(self, event: EpochEnd) -> Outcome:
@@ -270,6 +276,7 @@ class Loop:
         self._check_sound()
         self._mark(self.state)
         if self._save is not None:
+            self._reporter.write()
             self._save(self.state)
         return self._after()
 
@@ -295,6 +302,7 @@ class Loop:
             if self._rewind is not None:
                 self._rewind()
             self._hold(state)
+            self._reporter.write()
             save(state)
         save.finish()
 

@@ -11,6 +11,7 @@ from helios.data import DataModule
 from helios.functional.nonfinite import POLICIES
 from helios.functional.rng import DEFAULT_SEED
 from helios.functional.state import TrainingUnit
+from helios.loggers.run_log import RunLog
 from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer import arguments as check
@@ -87,6 +88,8 @@ class Trainer(RunInProgress):
         rank_timeout: seconds that a rank waits for the others before it takes the run for failed;
             to be longer than what one of them does alone, such as writing a checkpoint. Defaults
             to 600.
+        logs: where metrics and what hooks log go beside TensorBoard: `helios.loggers.CSVLog`,
+            `helios.loggers.JSONLog`, `helios.loggers.WandbLog`, or logs of one's own.
 
     Raises:
         TypeError: if an argument is of the wrong type; a bool is not an int here.
@@ -134,6 +137,7 @@ class Trainer(RunInProgress):
         parallel: DDP | FSDP | None = None,
         compile: bool | str = False,
         rank_timeout: float = 600.0,
+        logs: Sequence[RunLog] = (),
     ) -> None:
         super().__init__()
         self.run_name = check_run_name(run_name)
@@ -185,6 +189,7 @@ class Trainer(RunInProgress):
         self.parallel = check.check_parallel(parallel, reduction, async_saving)
         self.compile = check.check_compile(compile)
         self.rank_timeout = check.check_timeout(rank_timeout)
+        self.logs = check.check_logs(logs)
         self._plugins = check.check_plugins(plugins)
 
     @property
