@@ -22,6 +22,10 @@ from helios.functional import make_step as make_step
 from helios.functional import schedule as schedule
 from helios.functional import train_key as train_key
 from helios.functional import verify as verify
+from helios.loggers import CSVLog as CSVLog
+from helios.loggers import JSONLog as JSONLog
+from helios.loggers import RunLog as RunLog
+from helios.loggers import WandbLog as WandbLog
 from helios.model import Model as Model
 from helios.model import Monitor as Monitor
 from helios.model import load_pretrained as load_pretrained

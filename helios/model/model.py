@@ -48,6 +48,8 @@ class Model(ModelHooks, nn.Module, abc.ABC):
         valid_metrics: the results of the last validation, by name.
         test_metrics: the results of the last test, by name.
         best_score: the best score of the monitored metric so far, None before the first.
+        hparams: what the model was made with, for logs that compare runs: numbers, strings and
+            bools by name, which may be nested. Assign it in `setup`, or before.
 
     Raises:
         ValueError: if ``save_name`` is empty or has other characters.
@@ -88,6 +90,7 @@ class Model(ModelHooks, nn.Module, abc.ABC):
         self.valid_metrics: dict[str, float] = {}
         self.test_metrics: dict[str, float] = {}
         self.best_score: float | None = None
+        self.hparams: Mapping[str, Any] = {}
 
     @abc.abstractmethod
     def setup(self, fast_init: bool = False) -> None:

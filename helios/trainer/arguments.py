@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from helios.core.distributed import get_dist_info
 from helios.functional.state import TrainingUnit
+from helios.loggers.run_log import RunLog
 from helios.plugins import Plugin, PluginSet
 from helios.trainer.engine import PIECES
 from helios.trainer.profiling import Profile
@@ -105,6 +106,26 @@ def check_plugins(value: Any) -> dict[str, Plugin]:
         plugins[plugin.plug_id] = plugin
     PluginSet(plugins)  # raises if two of them claim the same
     return plugins
+
+
+def check_logs(value: Any) -> list[RunLog]:
+    """Return logs of a run.
+
+    Raises:
+        TypeError: if one of them is something else.
+        ValueError: if one is given twice.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise _type("logs", value, "a list of helios.RunLog, such as [CSVLog('log.csv')]")
+    for log in value:
+        if not isinstance(log, RunLog):
+            raise TypeError(
+                f"logs: received {log!r} among them; expected a helios.RunLog, such as "
+                "CSVLog('log.csv')"
+            )
+    if len({id(log) for log in value}) < len(value):
+        raise ValueError("logs: received one log twice; expected each once")
+    return list(value)
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:

@@ -31,6 +31,14 @@ from helios.model.model import Model, read_metrics
 from helios.trainer.agreement import Agreement, Tally
 from helios.trainer.hooks import Hooks
 
+Watched = Callable[[str, Iterator[Any], int | None], Iterator[Any]]
+"""Passes on the batches of what a label names, and how many they are; shows how far it is."""
+
+
+def unwatched(label: str, batches: Iterator[Any], total: int | None) -> Iterator[Any]:
+    """Pass batches on, and show nothing."""
+    return batches
+
 
 def validate(
     state: TrainingState,
@@ -38,6 +46,7 @@ def validate(
     source: EpochSource,
     move: Callable[[Any], Any],
     agreement: Agreement,
+    watched: Watched = unwatched,
 ) -> dict[str, float]:
     """Run a validation and return its metrics, which are the model's ``valid_metrics`` too.
 
@@ -50,6 +59,7 @@ def validate(
         source: the validation batches.
         move: moves a batch to the device.
         agreement: asked before each batch whether to leave, and for what all ranks measured.
+        watched: shows how far it is; passes the batches on.
     """
     model, cycle = hooks.model, state.validation_cycles
     with evaluating(model, state):
@@ -65,6 +75,7 @@ def validate(
             _batch_hooks(model, "validation"),
             agreement,
             key,
+            functools.partial(watched, "valid"),
         )
         hooks.call("on_validation_end", rng.fold(state.seed, "valid_end", cycle), cycle)
     return model.valid_metrics
@@ -76,6 +87,7 @@ def test(
     source: EpochSource,
     move: Callable[[Any], Any],
     agreement: Agreement,
+    watched: Watched,
 ) -> dict[str, float]:
     """Run the test batches and return the metrics, which are the model's ``test_metrics`` too."""
     model = hooks.model
@@ -92,6 +104,7 @@ def test(
             _batch_hooks(model, "testing"),
             agreement,
             key,
+            functools.partial(watched, "test"),
         )
         hooks.call("on_testing_end", rng.fold(state.seed, "test_end"))
     return model.test_metrics
@@ -138,12 +151,13 @@ def _run(
     batch_hooks: tuple[Any, Any],
     agreement: Agreement,
     key: int,
+    watched: Callable[[Iterator[Any], int | None], Iterator[Any]],
 ) -> dict[str, float]:
     start, end = batch_hooks
     step = _runner(model, evaluate)
     objects: Objects = {}
     tally = Tally(agreement.in_order)
-    for index, fetched in enumerate(source.open(epoch=0)):
+    for index, fetched in enumerate(watched(source.open(epoch=0), source.batches_per_epoch)):
         if agreement.check_inside():
             break
         batch = move(fetched)

@@ -30,6 +30,8 @@ from helios.trainer.in_memory import begin_anew, leave, whereabouts
 from helios.trainer.inputs import make_plan, sources, total_updates
 from helios.trainer.leaving import left
 from helios.trainer.loop import Loop
+from helios.trainer.measures import Measures
+from helios.trainer.observing import Observers
 from helios.trainer.profiling import profiled
 from helios.trainer.progress import Progress
 from helios.trainer.report import Reporter
@@ -42,7 +44,7 @@ from helios.trainer.resuming import (
     take_up,
     warn_of_lost_promises,
 )
-from helios.trainer.run_logs import open_logs
+from helios.trainer.run_logs import flusher, kept_names, open_logs
 from helios.trainer.saving import rng_restorer
 from helios.trainer.session import session
 from helios.trainer.signals import Interrupted, Signals, is_interactive
@@ -109,7 +111,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         environment_now.update(division.fingerprint())
         loggers = open_logs(trainer, model, content, stack, state.current_iteration + 1)
         _introduce(
-            banner(model, plan, trainer.device, division.describe()),
+            banner(model, plan, trainer.device, division.describe(), train.samples_per_batch),
             trainer,
             loggers,
             new=content is None,
@@ -121,6 +123,9 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             trainer.say(f"Resuming training from {place}", loggers.logger)
             warn_of_lost_promises(trainer, content, environment_now)
         reporter = _open_reporter(trainer, plan, state, loggers, stack, agreement)
+        # The norm of a sharded model is computed by all ranks, or by none.
+        observers = Observers(plan, division.norm, reports=agreement.of_first(trainer.log.is_on))
+        reporter.measure = Measures(model, observers)
         saver = None
         if trainer.chkpt_root is not None:
             saver = division.saver(
@@ -129,11 +134,11 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 model,
                 plan,
                 trainer.plugins,
-                loggers.names,
+                kept_names(trainer, loggers.names),
                 lambda state: train.state_after(state.dataset_iter),
                 reporter.say,
                 environment_now,
-                loggers.flush,
+                flusher(trainer, loggers),
                 in_background=trainer.async_saving,
                 tolerant=trainer.tolerate_failed_saves,
             )
@@ -150,6 +155,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             deferred=deferred,
             compile=compile,
             tell=reporter.announce,
+            observe=observers.observer(),
         )
         stack.enter_context(operators_named(trainer, model))
         make_loop = Loop if trainer.profile is None else profiled(trainer, model, loggers.writer)
@@ -173,6 +179,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 restore = rng_restorer(content, ranks.rank, ranks.world_size)
             for _ in loop.run(state, restore):
                 pass
+            reporter.release()
             if saver is not None:
                 saver.finish()
             agreement.at_end()
@@ -231,11 +238,12 @@ def _open_reporter(
         progress = Progress(total_updates(plan), state.current_iteration)
     reporter = Reporter(
         loggers.logger,
-        loggers.writer,
+        trainer.log,
         progress,
         announce=lambda message: trainer.say(message, loggers.logger),
         merge=agreement.merged if ranks.several else None,
-        wanted=agreement.of_first(any((loggers.logger, loggers.writer, progress))),
+        wanted=agreement.of_first(any((loggers.logger, trainer.log.is_on, progress))),
+        done=state.current_iteration,
     )
     stack.callback(reporter.close)
     return reporter
@@ -283,12 +291,14 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         prefetch_to(trainer.device, source)
         if trainer.print_banner and not trainer.is_introduced:
             trainer.say(banner(model, None, trainer.device, division.describe()))
-        stack.enter_context(operators_named(trainer, model))
-        results = evaluate_test(state, hooks, source, mover(trainer.device), agreement)
         progress = None
         if trainer.enable_progress_bar and trainer.ranks.is_first:
-            progress = Progress(None, state.current_iteration)
-        reporter = Reporter(loggers.logger, loggers.writer, progress)
+            progress = Progress(None, state.current_iteration, with_bar=False)
+        trainer.log.at(state)
+        reporter = Reporter(loggers.logger, trainer.log, progress)
         stack.callback(reporter.close)
+        stack.enter_context(operators_named(trainer, model))
+        move = mover(trainer.device)
+        results = evaluate_test(state, hooks, source, move, agreement, reporter.watched)
         reporter.show(state, "test", results)
         reporter.release()

@@ -205,6 +205,7 @@ class Loop:
         batch = self._ahead.popleft() if self._ahead else next(self._batches)
         self._agreement.check_inside()
         batch = self._move(batch)
+        waited = time.perf_counter() - self._clock
         # The loss and the hooks see these counters, in their arguments and as trainer.state.
         self.state = state = begin_batch(self.state, update=event.update)
         self.stage = "batch_start"
@@ -224,6 +225,7 @@ class Loop:
             self._hold(state)
         now = time.perf_counter()
         self.state = state = timed(state, max(now - self._clock, 0.0))  # a clock may be set back
+        self._reporter.count(batch, waited, now - self._clock)
         self._clock, self.stage = now, "batch_end"
         if hooks.batch_end is not None:
             hooks.batch_end(state, event.log)
@@ -247,7 +249,9 @@ class Loop:
         self.state = state
         self._remember()
         assert self._valid is not None
-        results = validate(state, self._hooks, self._valid, self._move, self._agreement)
+        results = validate(
+            state, self._hooks, self._valid, self._move, self._agreement, self._reporter.watched
+        )
         self._reporter.show(state, "valid", results)
         self.state = state = end_validation(state)
         model = self._hooks.model
@@ -262,6 +266,8 @@ class Loop:
             [improved, model.best_score, self._hooks.is_over()]
         )
         self.state = judge(score(state, model.best_score), improved=improved)
+        metric = "loss" if model.monitor is None else model.monitor.metric
+        self._reporter.judged(metric, model.best_score, improved=improved)
         return self._after(improved=improved, over=over)
 
     def _on_epoch_end(self, event: EpochEnd) -> Outcome:
@@ -275,6 +281,7 @@ class Loop:
         self._check_sound()
         self._mark(self.state)
         if self._save is not None:
+            self._reporter.write()
             self._save(self.state)
         return self._after()
 
@@ -298,6 +305,7 @@ class Loop:
         if state is not None and not held:
             self._check_sound()
             self.at_resumable()
+            self._reporter.write()
             save(state)
         save.finish()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from helios.core.distributed import get_dist_info
 from helios.data import DataModule
 from helios.functional.state import TrainingState
+from helios.loggers.log import Log
 from helios.model.model import Model
 from helios.trainer.in_memory import NOTHING, Left
 from helios.trainer.ranks.group import Ranks
@@ -23,6 +24,8 @@ class RunInProgress:
 
     Attributes:
         ranks: the processes that train together.
+        log: takes numbers, images and texts from hooks to all logs of the run; see
+            `helios.loggers.Log`.
         loop: what carries the state, None before the first fit.
         failure_log: where a failure is written to, if there is a log.
         is_introduced: whether the banner was shown.
@@ -35,6 +38,7 @@ class RunInProgress:
 
     def __init__(self) -> None:
         self.ranks = Ranks()
+        self.log = Log()
         self.loop: Loop | None = None
         self.failure_log: logging.Logger | None = None
         self.is_introduced = False

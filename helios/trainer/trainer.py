@@ -11,6 +11,7 @@ from helios.data import DataModule
 from helios.functional.nonfinite import POLICIES
 from helios.functional.rng import DEFAULT_SEED
 from helios.functional.state import TrainingUnit
+from helios.loggers.run_log import RunLog
 from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer import arguments as check
@@ -103,6 +104,8 @@ class Trainer(RunInProgress):
         profile: (optional) a `helios.Profile`: some updates to profile.
         print_summary: whether the table of `helios.summary` is printed when a fit begins. Defaults
             to false.
+        logs: where metrics and what hooks log go beside TensorBoard: `helios.CSVLog`,
+            `helios.JSONLog`, `helios.WandbLog`, or logs of one's own.
 
     Raises:
         TypeError: if an argument is of the wrong type; a bool is not an int here.
@@ -155,6 +158,7 @@ class Trainer(RunInProgress):
         detect_anomaly: bool = False,
         profile: Profile | None = None,
         print_summary: bool = False,
+        logs: Sequence[RunLog] = (),
     ) -> None:
         super().__init__()
         self.run_name = check_run_name(run_name)
@@ -211,6 +215,7 @@ class Trainer(RunInProgress):
         self.detect_anomaly = check.check_bool("detect_anomaly", detect_anomaly)
         self.profile = check.check_profile(profile)
         self.print_summary = check.check_bool("print_summary", print_summary)
+        self.logs = check.check_logs(logs)
         self._plugins = check.check_plugins(plugins)
 
     @property

@@ -21,7 +21,7 @@ _PUT_BACK = (
     *("chkpt_root", "log_path", "run_path", "total_steps", "valid_frequency", "chkpt_frequency"),
     *("early_stop_cycles", "print_frequency", "retention", "loop", "last_state", "left"),
     *("is_introduced", "failure_log", "_plugins", "_model", "_datamodule"),
-    *("_train_exceptions", "_test_exceptions"),
+    *("_train_exceptions", "_test_exceptions", "logs"),
 )
 
 
@@ -59,6 +59,7 @@ def trying(trainer: Trainer, model: Model, datamodule: DataModule, routine: str)
         with tempfile.TemporaryDirectory(prefix="helios-dev-run-") as folder:
             root = Path(folder)
             trainer.chkpt_root = root / "checkpoints"
+            trainer.logs = []
             trainer.log_path = root / "logs" if trainer.enable_file_logging else None
             trainer.run_path = root / "runs" if trainer.enable_tensorboard else None
             every = 1 if trainer.train_unit is TrainingUnit.EPOCH else updates

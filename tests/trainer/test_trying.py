@@ -76,7 +76,7 @@ def test_nothing_is_left_on_the_disk(tmp_path):
     folders = {"log_path": tmp_path / "logs", "run_path": tmp_path / "runs"}
     made = trainer(
         tmp_path / "root", fast_dev_run=1, enable_file_logging=True, enable_tensorboard=True,
-        **folders,
+        logs=[helios.CSVLog(tmp_path / "log.csv")], **folders,
     )  # fmt: skip
     assert made.fit(Recorded(), data())
     assert "checkpoint" in CALLS
