@@ -14,7 +14,6 @@ from helios.functional.share import is_shared
 from helios.functional.state import TrainingState
 from helios.plugins.plugin import Plugin
 from helios.plugins.registry import PLUGIN_REGISTRY
-from helios.plugins.writing import write_scalars
 
 _MIB = 2.0**20
 _PLAIN = (tuple, list)
@@ -81,7 +80,8 @@ class ThroughputMonitor(Plugin):
             "throughput/micro_batches_per_second": batches / seconds,
             "throughput/waiting_for_data": min(self._waited / seconds, 1.0),
         }
-        write_scalars(self.trainer, self.last, state.current_iteration)
+        for tag, value in self.last.items():
+            self.trainer.log.scalar(tag, value)
         self._begin(state)
 
     def _begin(self, state: TrainingState) -> None:
@@ -114,7 +114,8 @@ class MemoryMonitor(Plugin):
     def on_training_report(self, state: TrainingState) -> None:
         """Report the memory that is in use."""
         self.last = {f"memory/{name}": value / _MIB for name, value in self._bytes().items()}
-        write_scalars(self.trainer, self.last, state.current_iteration)
+        for tag, value in self.last.items():
+            self.trainer.log.scalar(tag, value)
 
     def _bytes(self) -> dict[str, float]:
         used = process_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,6 +80,23 @@ def validate(
         )
         hooks.call("on_validation_end", rng.fold(state.seed, "valid_end", cycle), cycle)
     return model.valid_metrics
+
+
+def improves(model: Model, state: TrainingState) -> bool:
+    """Judge the validation that has just ended, and give the model its best score.
+
+    Args:
+        model: whose ``valid_metrics`` are judged.
+        state: with the best score before it.
+    """
+    if isinstance(state.carry, Carry):
+        model.best_score = state.carry.best
+    improved = bool(model.have_metrics_improved())
+    if improved:
+        reached = model.monitored_score()
+        if math.isfinite(reached):  # a hook of the user's may think otherwise
+            model.best_score = reached
+    return improved
 
 
 def test(

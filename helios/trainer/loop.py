@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +46,9 @@ from helios.functional.streams import each_piece_drawing
 from helios.functional.trainable import custom_step
 from helios.trainer.agreement import Agreement
 from helios.trainer.crash import Stage
-from helios.trainer.evaluate import validate
+from helios.trainer.evaluate import improves, validate
 from helios.trainer.hooks import Hooks, watched
+from helios.trainer.lookahead import Lookahead
 from helios.trainer.report import Reporter
 
 if TYPE_CHECKING:
@@ -117,8 +116,7 @@ class Loop:
         if any(True for _ in hooks.model.parameters()):
             self._binding = bind(hooks.model)
         self._custom = custom_step(hooks.model) is not None
-        self._batches: Iterator[Any] = iter(())
-        self._ahead: deque[Any] = deque()
+        self._batches = Lookahead()
         self._clock = 0.0
         self.state = TrainingState()
         self.resumable: TrainingState | None = None
@@ -157,7 +155,7 @@ class Loop:
                 if isinstance(event, Batch):
                     outcome = self._on_batch(event)
                 elif isinstance(event, Peek):
-                    outcome = Outcome(available=self._fetch_ahead())
+                    outcome = Outcome(available=self._batches.available())
                 elif isinstance(event, EpochStart):
                     outcome = self._on_epoch_start(event, restore_rng)
                     restore_rng = None
@@ -177,7 +175,7 @@ class Loop:
                     self._reporter.say(f"stopped: {event.reason.value}")
                     break
         finally:
-            self._close_epoch()
+            self._batches.close()
         self._call("on_training_end", rng.fold(state.seed, "end", self.state.global_iteration))
 
     def _on_epoch_start(self, event: EpochStart, restore_rng: Callable[[], None] | None) -> Outcome:
@@ -188,7 +186,7 @@ class Loop:
             self._mark(self.state)
         self.state = start_epoch(self.state)
         batches = self._train.open(event.epoch - 1, event.first_batch)
-        self._batches = watched(batches, self._hooks.fetched)
+        self._batches.open(watched(batches, self._hooks.fetched))
         if self._train.resume_note is not None:
             self._reporter.announce(self._train.resume_note)
         key = rng.fold(self.state.seed, "epoch_start", event.epoch)
@@ -202,7 +200,7 @@ class Loop:
     def _on_batch(self, event: Batch) -> Outcome:
         hooks = self._hooks
         self.batch, self.stage = event, "fetch"
-        batch = self._ahead.popleft() if self._ahead else next(self._batches)
+        batch = self._batches.take()
         self._agreement.check_inside()
         batch = self._move(batch)
         waited = time.perf_counter() - self._clock
@@ -255,13 +253,7 @@ class Loop:
         self._reporter.show(state, "valid", results)
         self.state = state = end_validation(state)
         model = self._hooks.model
-        if isinstance(state.carry, Carry):
-            model.best_score = state.carry.best
-        improved = bool(model.have_metrics_improved())
-        if improved:
-            reached = model.monitored_score()
-            if math.isfinite(reached):  # a hook of the user's may think otherwise
-                model.best_score = reached
+        improved = improves(model, state)
         improved, model.best_score, over = self._agreement.of_first(
             [improved, model.best_score, self._hooks.is_over()]
         )
@@ -272,7 +264,7 @@ class Loop:
 
     def _on_epoch_end(self, event: EpochEnd) -> Outcome:
         self.state = end_epoch(self._settled(self.state))
-        self._close_epoch()
+        self._batches.close()
         key = rng.fold(self.state.seed, "epoch_end", event.epoch)
         self._call("on_training_epoch_end", key, event.epoch)
         return self._after()
@@ -385,25 +377,6 @@ class Loop:
                 f"update {state.current_iteration} was left out: its loss or a gradient is NaN or "
                 f"infinite ({count} so far)"
             )
-
-    def _fetch_ahead(self) -> int:
-        """Fetch up to two batches of data without a known size; return how many there are."""
-        while len(self._ahead) < 2:
-            batch = next(self._batches, _END)
-            if batch is _END:
-                break
-            self._ahead.append(batch)
-        return len(self._ahead)
-
-    def _close_epoch(self) -> None:
-        self._ahead.clear()
-        close = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
-        self._batches = iter(())
-
-
-_END = object()
 
 
 def _nothing() -> Generator[Event, Outcome | None, TrainingState]:

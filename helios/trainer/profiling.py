@@ -15,6 +15,7 @@ from helios.functional.schedule import Batch, Outcome
 from helios.functional.state import TrainingState
 from helios.model.model import Model
 from helios.trainer.hooks import Hooks
+from helios.trainer.lookahead import Lookahead
 from helios.trainer.loop import Loop
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class ProfiledLoop(Loop):
     def __init__(self, profiler: Profiler, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._profiler = profiler
+        self._batches: Lookahead = _MarkedLookahead()
         self._step: Any = _MarkedStep(self._step)
         self._move = marked("helios::move", self._move)
         mark_hooks(self._hooks)
@@ -118,11 +120,6 @@ class ProfiledLoop(Loop):
             yield from super().run(*args, **kwargs)
         finally:
             self._profiler.stop(self.state.current_iteration)
-
-    def _on_epoch_start(self, *args: Any) -> Outcome:
-        outcome = super()._on_epoch_start(*args)
-        self._batches = _Marked(self._batches)
-        return outcome
 
     def _on_batch(self, event: Batch) -> Outcome:
         self._profiler.begin(self.state.current_iteration)
@@ -278,20 +275,9 @@ class _MarkedSaves:
         return getattr(self._saves, name)
 
 
-class _Marked:
+class _MarkedLookahead(Lookahead):
     """Batches whose fetching is a range of the trace: the time that a run waits for data."""
 
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> _Marked:
-        return self
-
-    def __next__(self) -> Any:
+    def take(self) -> Any:
         with record_function("helios::data"):
-            return next(self._batches)
-
-    def close(self) -> None:
-        close = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
+            return super().take()
