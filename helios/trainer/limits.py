@@ -92,6 +92,11 @@ class FirstBatches(EpochSource):
         """How the position last opened was restored."""
         return self._source.resume_note
 
+    @property
+    def samples_per_batch(self) -> int | None:
+        """Samples of a whole batch; those of the source."""
+        return self._source.samples_per_batch
+
     def open(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate over the batches of an epoch; see `EpochSource.open`."""
         return self._first(self._source.open(0 if self._same else epoch, start), start)

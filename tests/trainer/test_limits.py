@@ -140,3 +140,9 @@ def test_a_replay_overfits_as_the_run_did(tmp_path):
 def test_less_than_one_batch_is_refused(value):
     with pytest.raises(ValueError, match="overfit_batches"):
         trainer(overfit_batches=value)
+
+
+def test_it_stands_for_all_of_a_source():
+    """It never calls the constructor of a source, so what it does not override would fail."""
+    public = {name for name in vars(EpochSource) if not name.startswith("_")}
+    assert public - {"batches_per_epoch"} <= vars(FirstBatches).keys()
