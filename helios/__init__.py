@@ -22,6 +22,7 @@ from helios.functional import make_step as make_step
 from helios.functional import schedule as schedule
 from helios.functional import train_key as train_key
 from helios.functional import verify as verify
+from helios.model import ImperativeModel as ImperativeModel
 from helios.model import Model as Model
 from helios.model import Monitor as Monitor
 from helios.model import load_pretrained as load_pretrained

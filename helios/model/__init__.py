@@ -1,5 +1,6 @@
 """Models: what to train."""
 
+from helios.model.imperative import ImperativeModel as ImperativeModel
 from helios.model.model import Model as Model
 from helios.model.monitor import Monitor as Monitor
 from helios.model.pretrained import Loaded as Loaded

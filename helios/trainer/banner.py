@@ -21,8 +21,9 @@ def banner(
         device: the device that computes.
         division: (optional) how micro-batches are divided, where they are.
     """
-    parameters = [p.numel() for p in model.parameters()]
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    own = model.own_parameters()
+    parameters = [p.numel() for p in own]
+    trained = sum(p.numel() for p in own if p.requires_grad)
     lines = [
         get_env_info_str(),
         f"Device: {device}",

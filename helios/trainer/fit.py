@@ -41,6 +41,7 @@ from helios.trainer.resuming import (
 from helios.trainer.run_logs import open_logs
 from helios.trainer.saving import rng_restorer
 from helios.trainer.session import session
+from helios.trainer.side_effects import check_supported
 from helios.trainer.signals import Interrupted, Signals
 from helios.trainer.store import Store, stored_state
 
@@ -80,6 +81,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         hooks = Hooks(trainer.plugins, model)
         division = trainer.division()
         stack.callback(division.close)
+        check_supported(trainer, model)
         division.prepare(model)
         agreement = division.agreement(hooks.stop_asked, signals)
         store = None

@@ -7,6 +7,7 @@ from typing import Any
 
 from helios.functional import rng
 from helios.model.hooks import ModelHooks, overridden
+from helios.model.imperative import ImperativeModel
 from helios.model.model import Model
 from helios.plugins import Plugin, PluginSet
 
@@ -26,7 +27,8 @@ class Hooks:
         self.plugins = PluginSet(plugins)
         self.model = model
         self.process_batch: Hook | None = self.plugins.process_training_batch
-        self.batch_start: Hook | None = overridden(model, "on_training_batch_start", ModelHooks)
+        base = ImperativeModel if isinstance(model, ImperativeModel) else ModelHooks
+        self.batch_start: Hook | None = overridden(model, "on_training_batch_start", base)
         self.batch_end: Hook | None = overridden(model, "on_training_batch_end", ModelHooks)
         self.draws_before_loss = self.process_batch is not None or self.batch_start is not None
         stops: list[Hook | None] = [

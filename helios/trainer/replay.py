@@ -106,7 +106,7 @@ def replay(
         # copies. What the caller draws between two states must not reach the hooks.
         for after in settled(loop.run(state, rng_restorer(content)), updates):
             with preserved_rng():
-                yield clone(after)
+                yield clone(model.captured(after))
 
 
 def recorded_digests(folder: str | Path) -> dict[int, str]:
