@@ -31,7 +31,8 @@ class Tiny(helios.ImperativeModel):
 def test_networks_are_plain_attributes():
     model = Tiny("tiny")
     model.prepare()
-    assert isinstance(vars(model)["net"], nn.Linear) and not list(model.parameters())
+    assert isinstance(vars(model)["net"], nn.Linear)
+    assert not list(model.parameters())
     assert len(model.own_parameters()) == 2
 
 
@@ -92,16 +93,19 @@ def test_train_puts_back_what_eval_has_changed():
     model.frozen = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
     model.eval()
     model.eval()
-    assert not any(m.training for m in model.frozen.modules()) and not model.net.training
+    assert not any(m.training for m in model.frozen.modules())
+    assert not model.net.training
     model.train()
-    assert [m.training for m in model.frozen] == [True, False] and model.net.training
+    assert [m.training for m in model.frozen] == [True, False]
+    assert model.net.training
 
 
 def test_dicts_of_any_kind_become_plain():
     scheduler = {"milestones": Counter([3, 3, 5]), "net": OrderedDict(w=torch.ones(1))}
     plain = as_plain(scheduler, "state")
     assert plain["milestones"] == {3: 2, 5: 1}
-    assert type(plain["milestones"]) is dict and type(plain["net"]) is dict
+    assert type(plain["milestones"]) is dict
+    assert type(plain["net"]) is dict
 
 
 @pytest.mark.parametrize(

@@ -105,18 +105,11 @@ PLANS = {
 }
 
 
-def fit(root, plan, model=None, plugins=(), steps=None, **arguments) -> bool:
+def fit(root, plan, model=None, plugins=(), **arguments) -> bool:
     """Run a plan to its end, or to where it fails; tell whether it did not."""
     unit, accumulation = plan
-    arguments = {**PLANS[plan], "print_frequency": 2, **arguments}
-    made = trainer(
-        root,
-        unit=unit,
-        accumulation_steps=accumulation,
-        plugins=plugins,
-        random_seed=3,
-        **arguments,
-    )
+    given = {"print_frequency": 2, "plugins": plugins, "random_seed": 3, **PLANS[plan]}
+    made = trainer(root, unit=unit, accumulation_steps=accumulation, **{**given, **arguments})
     return made.fit(Whole() if model is None else model, data())
 
 

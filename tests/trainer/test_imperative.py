@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,7 +126,8 @@ class Recorder(Imperative):
         self.log.append(f"batch_end {counters(state)}{' log' if should_log else ''}")
 
     def valid_step(self, batch, step):
-        assert not self.net.training and not torch.is_grad_enabled()
+        assert not self.net.training
+        assert not torch.is_grad_enabled()
         self.log.append(f"valid_step {step}")
 
     def have_metrics_improved(self):
@@ -135,12 +139,15 @@ class Recorder(Imperative):
         return f"{chkpt_name}_loss_{self._running_losses.get('loss', 0.0):.1f}"
 
 
+def _noted(hook):
+    def method(self, *args):
+        self.log.append(" ".join([hook.removeprefix("on_"), *map(str, args)]))
+
+    return method
+
+
 for _hook in HOOKS:
-
-    def _method(self, *args, _name=_hook.removeprefix("on_")):
-        self.log.append(" ".join([_name, *map(str, args)]))
-
-    setattr(Recorder, _hook, _method)
+    setattr(Recorder, _hook, _noted(_hook))
 
 
 def test_the_hooks_come_in_the_written_order(tmp_path):
@@ -275,11 +282,13 @@ def test_modes_that_the_model_has_set_come_back_after_a_validation():
             self.teachers = [network().eval()]
 
         def train_step(self, batch, state):
-            assert self.net.training and not self.teachers[0].training
+            assert self.net.training
+            assert not self.teachers[0].training
             super().train_step(batch, state)
 
         def valid_step(self, batch, step):
-            assert not self.net.training and not self.teachers[0].training
+            assert not self.net.training
+            assert not self.teachers[0].training
 
     run(None, Frozen(), data(), steps=3, valid_frequency=1)
 
@@ -382,9 +391,6 @@ def test_the_banner_counts_its_parameters(capsys):
 
 
 def test_a_signal_in_a_validation_loses_nothing(tmp_path):
-    import os
-    import signal
-
     class Signalled(Whole):
         def valid_step(self, batch, step):
             super().valid_step(batch, step)
