@@ -26,6 +26,7 @@ from helios.loggers import CSVLog as CSVLog
 from helios.loggers import JSONLog as JSONLog
 from helios.loggers import RunLog as RunLog
 from helios.loggers import WandbLog as WandbLog
+from helios.model import ImperativeModel as ImperativeModel
 from helios.model import Model as Model
 from helios.model import Monitor as Monitor
 from helios.model import load_pretrained as load_pretrained

@@ -129,6 +129,7 @@ class Step:
         self._compiled: Compiled | None = None
         self._tell: Callable[[str], None] = _warn
         self._custom = custom_step(model)
+        self._is_pure = getattr(self._custom, "is_pure", True)
         self._average: Averaging | None = model.average
         self._binding: Binding | None = None
         if self._custom is None or any(True for _ in model.parameters()):
@@ -215,6 +216,12 @@ class Step:
                     return self._kernel(state, carry, batch)
             finally:
                 consume(state)  # after a failure too: its tensors may be half way
+        if not self._is_pure:
+            raise ModelError(
+                f"{type(self._model).__name__} trains by side effect: a step of it changes the "
+                "model, and the old state is gone. Train it with helios.Trainer, or write its loss "
+                "as that of a helios.Model, which has a pure step."
+            )
         saved = rng.generator_states()
         rng.seed_generators(rng.train_key(state.seed, state.global_iteration))
         try:

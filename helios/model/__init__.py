@@ -3,6 +3,7 @@
 from helios.model.batch_norm import update_bn as update_bn
 from helios.model.freeze import freeze as freeze
 from helios.model.freeze import unfreeze as unfreeze
+from helios.model.imperative import ImperativeModel as ImperativeModel
 from helios.model.losses import LOSS_REGISTRY as LOSS_REGISTRY
 from helios.model.losses import create_loss as create_loss
 from helios.model.metrics import METRIC_REGISTRY as METRIC_REGISTRY

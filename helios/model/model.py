@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import nn
 
 from helios.errors import ModelError
 from helios.functional import metrics, rng
+from helios.functional.binding import in_mode
 from helios.functional.loss import Objective, loss_metrics, read_loss
 from helios.functional.precision import Policy
 from helios.functional.state import TrainingState
@@ -70,6 +72,9 @@ class Model(ModelHooks, nn.Module, abc.ABC):
         >>> after.current_iteration, state.current_iteration
         (1, 0)
     """
+
+    trains_by_side_effect: ClassVar[bool] = False
+    """Whether the model alone holds what it trains, as a `helios.ImperativeModel` does."""
 
     optimizer: Transformation | None
     average: Averaging | None
@@ -222,6 +227,24 @@ class Model(ModelHooks, nn.Module, abc.ABC):
             self.setup(fast_init=fast_init)
         self.to(self._device)
         self._is_set_up = True
+
+    def in_evaluation(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model is in evaluation mode; then it is as it was."""
+        return in_mode(self, training=False)
+
+    def after_validation(self) -> None:
+        """Called by the trainer once the hooks of a validation have run."""
+
+    def after_testing(self) -> None:
+        """Called by the trainer once the hooks of a test have run."""
+
+    def own_parameters(self) -> Sequence[torch.Tensor]:
+        """Return the parameters, to be shown and compared."""
+        return list(self.parameters())
+
+    def captured(self, state: TrainingState) -> TrainingState:
+        """Return a state with all that a checkpoint holds of the model: of this one, it has."""
+        return state
 
     @property
     def save_name(self) -> str:

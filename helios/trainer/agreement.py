@@ -27,6 +27,8 @@ class Agreement:
         in_order: how many pieces of each batch are this rank's, if metrics are to be added in the
             order of all pieces; see `Tally`.
         in_step: whether ranks wait for each other in every forward pass, so that none may hurry.
+        polled: whether ranks talk to each other after every update, for want of gradients that
+            would carry their wishes.
 
     Attributes:
         ballot: where this rank's wish is cast.
@@ -39,6 +41,7 @@ class Agreement:
         ranks: Ranks | None = None,
         in_order: int = 0,
         in_step: bool = False,
+        polled: bool = False,
     ) -> None:
         self._stop_asked = stop_asked
         self._signals = signals
@@ -46,6 +49,7 @@ class Agreement:
         self._alone = not self._ranks.several
         self._leaving: int | None = None
         self._in_step = in_step
+        self._polled = polled
         self._stopping = False  # whether a hook of this rank has asked to stop, once for all
         self.in_order = in_order
         self.ballot = Ballot(lambda: self._received() is not None or self._asked())
@@ -83,7 +87,9 @@ class Agreement:
         if self._alone:
             return self._stop_asked()
         self._asked()  # a hook that asks within a window, and not any more at its end, has asked
-        return is_last and self.ballot.carried() and self.after_event()
+        if not is_last:
+            return False
+        return (self._polled or self.ballot.carried()) and self.after_event()
 
     def after_event(self, *, in_window: bool = False) -> bool:
         """Tell whether to stop after an event that is no micro-batch.

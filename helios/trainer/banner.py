@@ -48,7 +48,7 @@ def banner(
 
 def describe_model(model: Model) -> str:
     """Return the name of a model and the size of its parameters in one line."""
-    parameters = list(model.parameters())
+    parameters = list(model.own_parameters())
     trained = [p for p in parameters if p.requires_grad]
     count, learned = (sum(p.numel() for p in some) for some in (parameters, trained))
     size = sum(p.numel() * p.element_size() for p in parameters) / _MEGABYTE

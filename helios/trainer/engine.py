@@ -28,6 +28,7 @@ from helios.trainer.ranks.group import Ranks
 from helios.trainer.ranks.options import DDP, FSDP
 from helios.trainer.ranks.saving import RankSaver
 from helios.trainer.saving import Saver, Saves
+from helios.trainer.side_effects import check_divided
 from helios.trainer.signals import Signals
 from helios.trainer.store import Store
 
@@ -86,6 +87,7 @@ class Division:
         self._options: DDP | FSDP = DDP() if options is None else options
         self.is_sharded = ranks.several and isinstance(self._options, FSDP)
         self._engine: DDPEngine | None = None
+        self._polled = False  # whether no gradients tell ranks of each other's wishes
         self.pieces = pieces
         self.shares: Shares | None = None
         self.in_order = 0
@@ -103,7 +105,10 @@ class Division:
             ModelError: if the model cannot be sharded, or has a step of its own.
             RankError: if it is not the same on all ranks.
         """
-        if self.shares is not None and custom_step(model) is not None:
+        if self.shares is not None and model.trains_by_side_effect:
+            self._polled = True
+            check_divided(model, self._ranks.world_size, self.pieces, is_sharded=self.is_sharded)
+        elif self.shares is not None and custom_step(model) is not None:
             raise ModelError(
                 f"{type(model).__name__} has a step() of its own; received "
                 f"{self._ranks.world_size} ranks and {self.shares.pieces} pieces of each batch, of "
@@ -113,7 +118,8 @@ class Division:
         if not self._ranks.several:
             return
         if own_binding(model) is None:
-            check_equal(self._ranks.exchange(checksum(model.parameters())), "after setup()")
+            own = model.own_parameters()
+            check_equal(self._ranks.exchange(checksum(own)), "after setup()")
             if isinstance(self._options, FSDP):
                 # Half a second that those who do not shard need not wait for.
                 from helios.trainer.ranks.wrapping import shard
@@ -127,7 +133,14 @@ class Division:
             stop_asked: whether the user's hooks ask to stop.
             signals: what tells of signals, None for nothing.
         """
-        return Agreement(stop_asked, signals, self._ranks, self.in_order, in_step=self.is_sharded)
+        return Agreement(
+            stop_asked,
+            signals,
+            self._ranks,
+            self.in_order,
+            in_step=self.is_sharded or self._polled,
+            polled=self._polled,
+        )
 
     def saver(
         self, folder: Path, store: Store | None, model: Model, *rest: Any, **options: Any
@@ -148,7 +161,7 @@ class Division:
             return ShardSaver(store, folder, self._ranks, own, model, *rest, **options)
         saver = None if store is None else Saver(store, model, *rest, **options)
         if self._ranks.several:
-            return RankSaver(saver, self._ranks)
+            return RankSaver(saver, self._ranks, model)
         assert saver is not None
         return saver
 

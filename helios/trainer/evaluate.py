@@ -14,7 +14,7 @@ from helios.core.rng import preserved_rng
 from helios.data import EpochSource
 from helios.errors import ModelError
 from helios.functional import metrics, rng
-from helios.functional.binding import bind, in_mode, own_binding
+from helios.functional.binding import bind, own_binding
 from helios.functional.share import is_shared
 from helios.functional.state import Carry, TrainingState
 from helios.functional.streams import each_piece_drawing
@@ -79,6 +79,7 @@ def validate(
             functools.partial(watched, "valid"),
         )
         hooks.call("on_validation_end", rng.fold(state.seed, "valid_end", cycle), cycle)
+        model.after_validation()
     return model.valid_metrics
 
 
@@ -125,6 +126,7 @@ def test(
             functools.partial(watched, "test"),
         )
         hooks.call("on_testing_end", rng.fold(state.seed, "test_end"))
+        model.after_testing()
     return model.test_metrics
 
 
@@ -137,13 +139,13 @@ def evaluating(model: Model, state: TrainingState) -> Iterator[None]:
     carry = state.carry
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved_rng())
-        if isinstance(carry, Carry):
+        if isinstance(carry, Carry) and carry.params:
             use_average = carry.average is not None and getattr(model.average, "evaluate", False)
             params = carry.average if use_average and carry.average else carry.params
             binding = bind(model)
             stack.enter_context(binding.borrowed())
             binding.lend(params, clone(carry.buffers))
-        stack.enter_context(in_mode(model, training=False))
+        stack.enter_context(model.in_evaluation())
         stack.enter_context(torch.no_grad())
         stack.enter_context(begun_anew(model))
         yield

@@ -47,6 +47,7 @@ from helios.trainer.resuming import (
 from helios.trainer.run_logs import flusher, kept_names, open_logs
 from helios.trainer.saving import rng_restorer
 from helios.trainer.session import session
+from helios.trainer.side_effects import check_supported
 from helios.trainer.signals import Interrupted, Signals, is_interactive
 from helios.trainer.store import Store, stored_state
 
@@ -90,6 +91,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         hooks = Hooks(trainer.plugins, model)
         division = trainer.division()
         stack.callback(division.close)
+        check_supported(trainer, model)
         division.prepare(model)
         agreement = division.agreement(hooks.stop_asked, signals)
         store = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from helios.functional import rng
 from helios.model.hooks import ModelHooks, overridden
+from helios.model.imperative import ImperativeModel
 from helios.model.model import Model
 from helios.plugins import Plugin, PluginSet
 
@@ -64,7 +65,9 @@ class Hooks:
         return any(over() for over in self.overs)
 
     def _of_all(self, name: str) -> Hook | None:
-        own = overridden(self.model, name, ModelHooks)
+        # What an imperative model does by default its step does, if no hook has.
+        base = ImperativeModel if isinstance(self.model, ImperativeModel) else ModelHooks
+        own = overridden(self.model, name, base)
         return in_turn((*self.plugins.hooks(name), *(() if own is None else (own,))))
 
 

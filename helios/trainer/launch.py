@@ -28,6 +28,7 @@ from helios.trainer.ranks.options import FSDP
 from helios.trainer.ranks.rendezvous import Rendezvous
 from helios.trainer.ranks.spawn import spawn
 from helios.trainer.run_logs import write_failure
+from helios.trainer.side_effects import weights_from_bytes, weights_to_bytes
 
 if TYPE_CHECKING:
     from helios.trainer.trainer import Trainer
@@ -136,6 +137,7 @@ class _Result(msgspec.Struct):
     valid_metrics: dict[str, float]
     test_metrics: dict[str, float]
     best_score: float | None
+    weights: bytes | None  # of a model that trains by side effect
 
 
 def _in_new_processes(routine: str, trainer: Trainer, model: Model, datamodule: DataModule) -> None:
@@ -165,7 +167,9 @@ def _in_new_processes(routine: str, trainer: Trainer, model: Model, datamodule: 
     trainer.last_state = state
     model.trainer, model.device = trainer, trainer.device
     model.prepare(trainer.seed)
-    if isinstance(state.carry, Carry):
+    if result.weights is not None:
+        weights_from_bytes(model, result.weights)
+    elif isinstance(state.carry, Carry):
         bind(model).lend(state.carry.params, state.carry.buffers)
 
 
@@ -193,5 +197,11 @@ def _work(
     # Of a sharded model rank 0 has a part alone, and all of it need not fit into one process.
     has_whole = trainer.loop is not None and own_binding(model) is None
     state = to_bytes(trainer.state) if has_whole else None
-    result = _Result(state, model.valid_metrics, model.test_metrics, model.best_score)
+    result = _Result(
+        state,
+        model.valid_metrics,
+        model.test_metrics,
+        model.best_score,
+        weights_to_bytes(model) if has_whole else None,
+    )
     return msgspec.msgpack.encode(result)

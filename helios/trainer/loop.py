@@ -50,6 +50,7 @@ from helios.trainer.evaluate import improves, validate
 from helios.trainer.hooks import Hooks, watched
 from helios.trainer.lookahead import Lookahead
 from helios.trainer.report import Reporter
+from helios.trainer.side_effects import put_by
 
 if TYPE_CHECKING:
     from helios.trainer.saving import Saves
@@ -117,6 +118,7 @@ class Loop:
             self._binding = bind(hooks.model)
         self._custom = custom_step(hooks.model) is not None
         self._batches = Lookahead()
+        self._by_side_effect = hooks.model.trains_by_side_effect
         self._clock = 0.0
         self.state = TrainingState()
         self.resumable: TrainingState | None = None
@@ -245,7 +247,7 @@ class Loop:
         if self._plan.unit is TrainingUnit.EPOCH:
             state = end_epoch(state)
         self.state = state
-        self._remember()
+        self._remember(copy=self._save is not None)
         assert self._valid is not None
         results = validate(
             state, self._hooks, self._valid, self._move, self._agreement, self._reporter.watched
@@ -316,10 +318,16 @@ class Loop:
         self.resumable, self._rewind = state, None
         self._reporter.release()
 
-    def _remember(self) -> None:
-        """Before hooks that may draw: note the generators as they were at the resumable state."""
+    def _remember(self, *, copy: bool = False) -> None:
+        """Before hooks: note the generators as they were at the resumable state, and the model.
+
+        Args:
+            copy: whether what is the model's alone is worth a copy; else the state is let go of.
+        """
         if self._rewind is None:
             self._rewind = python_rng_rewinder()
+        if self._by_side_effect and self.resumable is not None:
+            self.resumable = put_by(self.model, self.resumable, copy=copy)
 
     def _call(self, hook: str, key: int, *args: Any) -> None:
         """Run a hook of the plugins and the model; what it changes in the model is the state's."""

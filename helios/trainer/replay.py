@@ -72,6 +72,7 @@ def replay(
     trainer = Trainer(
         train_unit=plan.unit,
         total_steps=float("inf") if plan.total_steps is None else plan.total_steps,
+        accumulation_steps=plan.accumulation_steps,  # a train_step may look at it
         random_seed=content["training_state"]["seed"],
         use_cpu=use_cpu,
         print_banner=False,
@@ -106,7 +107,7 @@ def replay(
         # copies. What the caller draws between two states must not reach the hooks.
         for after in settled(loop.run(state, rng_restorer(content)), updates):
             with preserved_rng():
-                yield clone(after)
+                yield clone(model.captured(after))
 
 
 def recorded_digests(folder: str | Path) -> dict[int, str]:

@@ -12,10 +12,12 @@ from helios.errors import ResumeError
 from helios.functional.binding import own_binding
 from helios.functional.plan import Plan
 from helios.functional.state import TrainingState
+from helios.model.imperative import ImperativeModel
 from helios.model.model import Model
 from helios.trainer.fingerprint import lost_promises
 from helios.trainer.ranks.group import Ranks
 from helios.trainer.saving import with_metrics
+from helios.trainer.side_effects import take_up_content
 from helios.trainer.store import Store, read_checkpoint, restore_state
 from helios.trainer.store.fs import OsFs
 from helios.trainer.store.reading import last_valid
@@ -51,8 +53,11 @@ def load_weights(model: Model, content: dict[str, Any]) -> None:
         ResumeError: if they are another model's.
     """
     try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
+        if isinstance(model, ImperativeModel):
+            model.load_state_dict(content["model"], fast_init=True)
+        else:
+            model.load_state_dict(content["model"])
+    except (RuntimeError, LookupError) as error:
         raise ResumeError(f"the checkpoint does not fit this model: {error}") from error
 
 
@@ -80,6 +85,8 @@ def resume(
         state = restore_state(content, fresh)
         extra = {key: v for key, v in content["model"].items() if key not in own.names}
         model.load_state_dict(extra, strict=False)
+    elif isinstance(model, ImperativeModel):
+        state = take_up_content(model, content)
     else:
         state = restore_state(content, fresh)
         load_weights(model, content)

@@ -21,6 +21,7 @@ from helios.functional.state import Carry, TrainingState
 from helios.model.model import Model
 from helios.model.monitor import Monitor
 from helios.plugins import Plugin
+from helios.trainer.side_effects import held_model
 from helios.trainer.store import Store, checkpoint_name, state_content
 from helios.trainer.store.background import Background
 from helios.trainer.store.guard import check_archive, check_content
@@ -189,10 +190,11 @@ class Saver:
 
     def content(self, state: TrainingState) -> dict[str, Any]:
         """Return what a checkpoint of ``state`` holds; nothing is written."""
+        state = self._model.captured(state)
         content: dict[str, Any] = {
             "version": __version__,
             **state_content(state),
-            "model": self._model_content(),
+            "model": self._model_content(state),
             "plan": msgspec.to_builtins(self._plan),
             "rng": python_rng_state(),
             "log": self._log_names,
@@ -207,6 +209,7 @@ class Saver:
     def _collect(self, state: TrainingState) -> tuple[str, dict[str, Any], _Score]:
         """Return the name of a checkpoint, its content, and the score of its state."""
         model = self._model
+        state = model.captured(state)
         place = (state.global_epoch, state.current_iteration)
         inside = state.global_iteration if state.window_iter else None
         due = inside is None and is_due(self._plan, state)
@@ -215,7 +218,9 @@ class Saver:
         name = checkpoint_name(model.save_name, *place, metadata, inside, due=due)
         return name, self.content(state), _score(model, state)
 
-    def _model_content(self) -> dict[str, Any]:
+    def _model_content(self, state: TrainingState) -> dict[str, Any]:
+        if self._model.trains_by_side_effect:
+            return held_model(state)
         return dict(self._model.state_dict())
 
     def _write(self, name: str, content: dict[str, Any], score: _Score) -> str:
@@ -234,7 +239,7 @@ class Saver:
         manifest = self._store.save(
             name,
             lambda file: torch.save(content, file),
-            self._describe(content, score, finite=all_finite(_params(content))),
+            self._describe(content, score, finite=_is_finite(content, score)),
             check_archive,
         )
         return f"saved {manifest.file}"
@@ -271,6 +276,10 @@ def _is_ordinary(carry: Any) -> bool:
     return isinstance(carry, dict) and carry.get("__struct__") == Carry.__name__
 
 
+def _is_finite(content: dict[str, Any], score: _Score) -> bool:
+    return all_finite(_params(content)) if score.finite is None else score.finite
+
+
 def _params(content: dict[str, Any]) -> Mapping[str, Any]:
     carry = content["carry"]
     params: Mapping[str, Any] = carry["params"] if _is_ordinary(carry) else content["model"]
@@ -281,18 +290,23 @@ class _Score(NamedTuple):
     metric: str | None = None
     mode: str | None = None
     value: float | None = None
+    finite: bool | None = None  # whether the parameters are, if only the model knows them
 
 
 def _score(model: Model, state: TrainingState) -> _Score:
     """Return the score of the validation at this very state, if there was one."""
+    finite = None
+    if model.trains_by_side_effect:
+        finite = all_finite(dict(enumerate(model.own_parameters())))
     if state.validation_cycles == 0 or state.running_iter > 0 or not model.valid_metrics:
-        return _Score()
+        return _Score(finite=finite)
     monitor = Monitor("loss") if model.monitor is None else model.monitor
     value = model.valid_metrics.get(monitor.metric, math.nan)
-    return _Score(monitor.metric, monitor.mode, float(value) if math.isfinite(value) else None)
+    reached = float(value) if math.isfinite(value) else None
+    return _Score(monitor.metric, monitor.mode, reached, finite)
 
 
-def all_finite(params: Mapping[str, Any]) -> bool:
+def all_finite(params: Mapping[Any, Any]) -> bool:
     """Tell whether there is neither NaN nor infinity in some tensors."""
     return all(
         bool(torch.isfinite(tensor).all())

@@ -44,6 +44,11 @@ def check_members(members: Sequence[Model]) -> None:
     first = members[0]
     for member in members:
         name = member.save_name
+        if member.trains_by_side_effect:
+            raise ModelError(
+                f"{name!r} trains by side effect, and is trained alone, by Trainer.fit. To train "
+                "several at once, write its loss as that of a helios.Model"
+            )
         if custom_step(member) is not None:
             raise ModelError(f"{name!r} has a step() of its own, which trains one member alone")
         hooks = [hook for hook in _SINGLE if overridden(member, hook, ModelHooks) is not None]

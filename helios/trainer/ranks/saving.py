@@ -12,6 +12,7 @@ from helios.core.rng import python_rng_state
 from helios.functional.metrics import Metrics
 from helios.functional.state import Carry, TrainingState
 from helios.functional.tree import leaves
+from helios.model.model import Model
 from helios.trainer.agreement import packed
 from helios.trainer.ranks.equal import check_equal, checksum
 from helios.trainer.ranks.group import Ranks
@@ -26,14 +27,16 @@ class RankSaver:
     Args:
         saver: what writes them, on rank 0; None on the others.
         ranks: the ranks.
+        model: the model.
 
     Raises:
         RankError: on the other ranks, from every method, if rank 0 could not do it.
     """
 
-    def __init__(self, saver: Saver | None, ranks: Ranks) -> None:
+    def __init__(self, saver: Saver | None, ranks: Ranks, model: Model) -> None:
         self._saver = saver
         self._ranks = ranks
+        self._model = model
 
     def __call__(self, state: TrainingState) -> None:
         """Write a checkpoint of ``state``, or begin to.
@@ -44,6 +47,8 @@ class RankSaver:
         """
         carry = state.carry
         parameters = leaves(carry.params) if isinstance(carry, Carry) else []
+        if self._model.trains_by_side_effect:
+            parameters = list(self._model.own_parameters())
         said = Said.by_all(self._ranks, state, checksum(parameters))
         check_equal(said.checksums, f"after update {state.current_iteration}")
         self._ranks.together(lambda: self._save(state, said), "saving a checkpoint")

@@ -53,7 +53,7 @@ class ShardSaver(Saver):
         said = Said.by_all(self._ranks, state)
         super().__call__(state, said.measured, said.drawn)
 
-    def _model_content(self) -> dict[str, Any]:
+    def _model_content(self, state: TrainingState) -> dict[str, Any]:
         return without_weights(self._model.state_dict(), self._binding)
 
     def _commit(self, name: str, content: dict[str, Any], score: Any) -> str:
