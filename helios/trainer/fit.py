@@ -27,6 +27,7 @@ from helios.trainer.hooks import Hooks
 from helios.trainer.inputs import make_plan, sources, total_updates
 from helios.trainer.leaving import left
 from helios.trainer.loop import Loop
+from helios.trainer.observing import Observers
 from helios.trainer.progress import Progress
 from helios.trainer.report import Reporter
 from helios.trainer.resuming import (
@@ -129,6 +130,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             stack.callback(saver.close)  # the lock is given back after it
             if content is not None:
                 saver.hold(state)
+        observers = Observers(plan, division.norm, reports=False)
         # On the CPU the answer is there at once; elsewhere, nobody waits for it.
         deferred = None if trainer.device.type == "cpu" else Deferred()
         loop = Loop(
@@ -141,6 +143,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 deferred=deferred,
                 compile=trainer.compile,
                 tell=reporter.announce,
+                observe=observers.observer(),
             ),
             hooks,
             train,
