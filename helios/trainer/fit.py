@@ -23,6 +23,7 @@ from helios.trainer.banner import banner
 from helios.trainer.crash import record_crash
 from helios.trainer.evaluate import test as evaluate_test
 from helios.trainer.fingerprint import fingerprint
+from helios.trainer.flight.opening import open_recorder
 from helios.trainer.hooks import Hooks
 from helios.trainer.inputs import make_plan, sources, total_updates
 from helios.trainer.leaving import left
@@ -130,7 +131,9 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             stack.callback(saver.close)  # the lock is given back after it
             if content is not None:
                 saver.hold(state)
-        observers = Observers(plan, division.norm, reports=False)
+        recorder = open_recorder(trainer, store, train, state, division, stack)
+        members = () if recorder is None else (recorder,)
+        observers = Observers(plan, division.norm, reports=False, members=members)
         # On the CPU the answer is there at once; elsewhere, nobody waits for it.
         deferred = None if trainer.device.type == "cpu" else Deferred()
         loop = Loop(
@@ -153,6 +156,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             saver,
             agreement,
             lambda: None if deferred is None else deferred.check(),
+            recorder,
         )
         trainer.loop = loop
         stack.enter_context(signals)

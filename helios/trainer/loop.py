@@ -49,6 +49,7 @@ from helios.functional.trainable import custom_step
 from helios.trainer.agreement import Agreement
 from helios.trainer.crash import Stage
 from helios.trainer.evaluate import validate
+from helios.trainer.flight.recorder import NoRecords, Records
 from helios.trainer.hooks import Hooks
 from helios.trainer.report import Reporter
 
@@ -79,6 +80,7 @@ class Loop:
         agreement: decides where the run is left or stopped; by default this process alone does.
         sound: called before anything of the state is shown or saved: it raises if an update before
             was not finite.
+        records: is told of every update.
 
     Attributes:
         model: the model that is trained.
@@ -100,6 +102,7 @@ class Loop:
         save: Saves | None = None,
         agreement: Agreement | None = None,
         sound: Callable[[], None] = lambda: None,
+        records: Records | None = None,
     ) -> None:
         self._plan = plan
         self._step = step
@@ -112,6 +115,7 @@ class Loop:
         self._save = save
         self._agreement = Agreement(hooks.stop_asked) if agreement is None else agreement
         self._sound = sound
+        self._records: Records = NoRecords() if records is None else records
         self._skipped = 0
         self._binding = None
         if any(True for _ in hooks.model.parameters()):
@@ -230,10 +234,13 @@ class Loop:
             self._check_sound()
             state = self._reporter.training(state)
         if event.update:
+            self._records.update(state)
             self._count_skipped(state)
             self._reporter.advance(state)
         self.state = state
         self.batch = None
+        if event.log:
+            self._records.flush()
         self._mark(state)
         return _STOP if self._agreement.after_update(is_last=event.update) else _GO_ON
 
@@ -270,6 +277,7 @@ class Loop:
         self._check_sound()
         self._mark(self.state)
         if self._save is not None:
+            self._records.flush(sync=True)
             self._save(self.state)
         return self._after()
 
@@ -295,6 +303,7 @@ class Loop:
             if self._rewind is not None:
                 self._rewind()
             self._hold(state)
+            self._records.flush(sync=True)
             save(state)
         save.finish()
 
@@ -338,6 +347,7 @@ class Loop:
     def _settled(self, state: TrainingState) -> TrainingState:
         """Report the training metrics where no print frequency does."""
         self._check_sound()
+        self._records.flush()
         return state if self._plan.print_frequency else self._reporter.training(state)
 
     def _check_sound(self) -> None:

@@ -87,6 +87,9 @@ class Trainer(RunInProgress):
         rank_timeout: seconds that a rank waits for the others before it takes the run for failed;
             to be longer than what one of them does alone, such as writing a checkpoint. Defaults
             to 600.
+        flight_recorder: whether to keep a record of every update beside the checkpoints: its loss,
+            the norm of its gradients and a digest of the indices of its samples. `helios diff`
+            finds in it where two runs part. Defaults to false.
 
     Raises:
         TypeError: if an argument is of the wrong type; a bool is not an int here.
@@ -134,6 +137,7 @@ class Trainer(RunInProgress):
         parallel: DDP | FSDP | None = None,
         compile: bool | str = False,
         rank_timeout: float = 600.0,
+        flight_recorder: bool = False,
     ) -> None:
         super().__init__()
         self.run_name = check_run_name(run_name)
@@ -185,6 +189,7 @@ class Trainer(RunInProgress):
         self.parallel = check.check_parallel(parallel, reduction, async_saving)
         self.compile = check.check_compile(compile)
         self.rank_timeout = check.check_timeout(rank_timeout)
+        self.flight_recorder = check.check_recorder(flight_recorder, self.chkpt_root)
         self._plugins = check.check_plugins(plugins)
 
     @property

@@ -103,6 +103,11 @@ def _check_trainer(trainer: Trainer) -> None:
             f"fit_many: received a trainer with compile={trainer.compile!r}; expected one without: "
             "a step of several members is not compiled"
         )
+    if trainer.flight_recorder:
+        raise ValueError(
+            "fit_many: received a trainer with flight_recorder=True; expected one without: of "
+            "members that are trained at once no single updates are recorded"
+        )
     for name, plugin in trainer.plugins.items():
         if overridden(plugin, "configure_model") is not None:
             raise ValueError(
