@@ -28,6 +28,8 @@ PACKAGES = {
     "helios.plugins": "What extends a run without changing its model.",
     "helios.plugins.optuna": "A search with Optuna that can be interrupted.",
     "helios.loggers": "Where metrics go, and what hooks log.",
+    "helios.exporting": "The trained network, for use without helios.",
+    "helios.trainer.flight": "The record of a run's updates.",
     "helios.tuning": "A learning rate and a batch size that fit.",
     "helios.testing": "The laws of a run, tried on a model of your own.",
     "helios.testing.strategies": "Hypothesis strategies for plans and states.",
@@ -45,6 +47,8 @@ KNOWN_HERE = (
     "helios.core.lookup",
     "helios.functional.share",
     "helios.functional.trainable",
+    "helios.trainer.flight.record",
+    "helios.trainer.store.fs",
     "optuna",
     "optuna.samplers",
 )
