@@ -92,3 +92,24 @@ def test_an_update_that_is_left_out_is_told_as_such():
     step(helios.init_state(model, 0), (x * float("nan"), y))
     [(_, seen)] = notes.seen
     assert not seen.applied
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [torch.float32] * 3,
+        [torch.float64],
+        [torch.float32, torch.float64],
+        [torch.bfloat16] * 2,
+        [],
+    ],
+    ids=str,
+)
+def test_the_norm_has_the_bits_of_torchs(kinds):
+    generator = torch.Generator().manual_seed(4)
+    grads = {
+        str(index): torch.randn(5, index + 1, generator=generator).to(kind)
+        for index, kind in enumerate(kinds)
+    }
+    expected = torch.nn.utils.get_total_norm(list(grads.values()))
+    assert helios.first_difference(total_norm(grads), expected) is None

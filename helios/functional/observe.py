@@ -66,4 +66,8 @@ def total_norm(grads: Tensors) -> torch.Tensor:
         >>> total_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         tensor(5.)
     """
-    return torch.nn.utils.get_total_norm(list(grads.values()))
+    tensors = list(grads.values())
+    if not tensors or len({(t.device, t.dtype, t.layout) for t in tensors}) > 1:
+        return torch.nn.utils.get_total_norm(tensors)
+    # The same operators, without sorting the tensors by kind: a third of the time.
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

@@ -33,14 +33,15 @@ def test_a_whole_run_state_survives():
         state = step(state, batch)
     like = helios.init_state(Noisy("noisy"), 1)
     assert from_bytes(to_bytes(state)) == state
-    with pytest.raises(StateMismatchError, match=r"accumulators.*unexpected"):
-        from_bytes(to_bytes(state), like=like)
+    # It has an open window and running metrics, which a fresh state has not.
+    assert state.carry.metrics
+    assert from_bytes(to_bytes(state), like=like) == state
 
 
 def test_a_state_is_checked_against_a_template():
     state = helios.init_state(Line("line"), 0)
     assert helios.TrainingState.from_bytes(state.to_bytes(), like=state) == state
-    with pytest.raises(StateMismatchError, match=r"carry/params/net.0.weight: missing"):
+    with pytest.raises(StateMismatchError, match=r"params/net.0.weight: missing"):
         from_bytes(state.to_bytes(), like=helios.init_state(Noisy("noisy")))
     double = helios.init_state(Line("line", dtype=torch.float64))
     with pytest.raises(StateMismatchError, match=r"received float32\[1\]; expected float64\[1\]"):
