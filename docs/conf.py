@@ -17,7 +17,6 @@ version = release = helios.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = f"helios {release}"
-html_static_path = ["static"]
 exclude_patterns = ["build", "migrating/*"]
 default_role = "py:obj"
 nitpicky = True  # a name in backticks that does not exist is an error
