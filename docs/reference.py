@@ -22,11 +22,16 @@ PACKAGES = {
     "helios.optim.rates": "Learning rates as functions of the updates completed.",
     "helios.functional": "The pure core: state, step, schedule, replay.",
     "helios.functional.schedule": "The calendar: events, and what is answered to them.",
+    "helios.functional.calendar": "The calendar in lines and numbers.",
     "helios.functional.observe": "What a step tells of its updates.",
     "helios.plugins": "What extends a run without changing its model.",
+    "helios.plugins.optuna": "A search with Optuna that can be interrupted.",
+    "helios.loggers": "Where metrics go, and what hooks log.",
+    "helios.tuning": "A learning rate and a batch size that fit.",
     "helios.testing": "The laws of a run, tried on a model of your own.",
     "helios.testing.strategies": "Hypothesis strategies for plans and states.",
     "helios.core.utils": "Registries, and what the seed of this library calls utilities.",
+    "helios.core.config": "Runs from a configuration file.",
     "helios.core.logging": "The log and TensorBoard.",
     "helios.core.rng": "The generators that are not keyed.",
     "helios.core.distributed": "What a process knows of its ranks.",
@@ -34,6 +39,9 @@ PACKAGES = {
     "helios.errors": "Every error that helios raises by a name of its own.",
 }
 """The packages that have a page, in the order of the menu."""
+
+KNOWN_HERE = ("helios.core.lookup", "helios.functional.share", "optuna", "optuna.samplers")
+"""Where names of annotations are looked for that are imported for the type checker alone."""
 
 PREFERRED = {"helios.trainer": {"Trainer", "TrainingState", "TrainingUnit"}}
 """Names that are looked for where they are, and not at the top."""
@@ -113,7 +121,7 @@ def _candidates(target: str, node: Any) -> list[str]:
     inside = [node.get("py:module"), node.get("py:class")]
     module, owner = inside
     starts = [f"{module}.{owner}", module] if module and owner else [module]
-    places = [*starts, *_offered(), "helios.functional.share", "builtins", ""]
+    places = [*starts, *_offered(), *KNOWN_HERE, "builtins", ""]
     return [f"{place}.{target}" if place else target for place in places]
 
 

@@ -104,3 +104,7 @@ class RegistryError(HeliosError, KeyError):
     def __str__(self) -> str:
         """Return the message as written; ``KeyError`` would quote it."""
         return str(self.args[0]) if self.args else ""
+
+
+class ConfigError(HeliosError, ValueError):
+    """A configuration has a wrong key, type or value; the message names the path of the key."""

@@ -1,4 +1,4 @@
-"""Law: the calendar of the command line is that of `schedule`, and its totals are its counts."""
+"""Law: a calendar read without a run is that of `schedule`, and its totals are its counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helios.cli.calendar import Batches, entries, last_entries, totals
+from helios.functional.calendar import Batches, entries, last_entries, totals
 from helios.functional.schedule import (
     Batch,
     Checkpoint,

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from helios.cli.calendar import Batches, Entry, Totals, ends_of, never, totals
 from helios.cli.command import add_command, add_json
 from helios.cli.output import GOOD, USAGE, WRONG, complain, counted, plural, say, say_json
+from helios.functional.calendar import Batches, Entry, Totals, ends_of, never, totals
 from helios.functional.schedule import Checkpoint, EpochEnd, EpochStart, Plan, Stop, Validate
 from helios.functional.state import TrainingUnit
 

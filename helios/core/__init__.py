@@ -1,5 +1,6 @@
 """What training needs beside the mathematics: registries, logs, random numbers, ranks, devices."""
 
+from helios.core import config as config
 from helios.core import cuda as cuda
 from helios.core import distributed as distributed
 from helios.core import logging as logging

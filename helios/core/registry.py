@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Iterator, KeysView
 from typing import Any, TypeVar, overload
 
+from helios.core.arguments import check_arguments, closest
 from helios.errors import RegistryError
 
 T = TypeVar("T")
@@ -104,6 +104,7 @@ class Registry:
 
         Raises:
             RegistryError: if there is nothing of that name.
+            TypeError: if it takes no such arguments; the message lists those that it takes.
 
         Example:
             >>> registry = Registry("number")
@@ -111,7 +112,9 @@ class Registry:
             >>> registry.create("complex", 1, 2)
             (1+2j)
         """
-        return self.get(name)(*args, **kwargs)
+        obj = self.get(name)
+        check_arguments(f"{self._name} {name!r}", obj, args, kwargs)
+        return obj(*args, **kwargs)
 
     def keys(self) -> KeysView[str]:
         """Return a view of the names, in the order of registration."""
@@ -148,14 +151,15 @@ class Registry:
         return spec is not self._specs[name]
 
     def _advice(self, name: Any) -> str:
-        if not self._objects:
+        names = sorted(self.keys())
+        if not names:
             return (
                 "; it is empty. Import the modules that register something first, such as with "
                 "update_all_registries()."
             )
-        close = difflib.get_close_matches(str(name), self._objects, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        return f"; it has {', '.join(map(repr, sorted(self._objects)))}.{hint}"
+        close = closest(name, names)
+        hint = f" Did you mean {close!r}?" if close else ""
+        return f"; it has {', '.join(map(repr, names))}.{hint}"
 
 
 def _joined(name: str, suffix: str | None) -> str:

@@ -164,6 +164,21 @@ class TensorboardWriter:
         for name, value in metric_dict.items():
             self._writer.add_scalar(name, value, global_step)
 
+    def add_session(self, hparam_dict: Mapping[str, bool | str | float]) -> None:
+        """Log hyper-parameters alone; TensorBoard compares runs by the last value of every scalar.
+
+        Args:
+            hparam_dict: the hyper-parameters by name.
+        """
+        if self._writer is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        # Without the first of the three, which lists metrics, TensorBoard takes all that there are.
+        _, start, _ = hparams(dict(hparam_dict), {})  # type: ignore[no-untyped-call]
+        file: Any = self._writer.file_writer
+        file.add_summary(start)
+
     def flush(self) -> None:
         """Write out what is still in memory."""
         self._each(lambda writer: writer.flush())

@@ -44,7 +44,7 @@ def create_dataset(type_name: str, *args: Any, **kwargs: Any) -> Any:
     Raises:
         RegistryError: if no dataset of that name is registered.
     """
-    return DATASET_REGISTRY.get(type_name)(*args, **kwargs)
+    return DATASET_REGISTRY.create(type_name, *args, **kwargs)
 
 
 def create_dataloader(

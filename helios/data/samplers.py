@@ -33,7 +33,7 @@ def create_sampler(type_name: str, *args: Any, **kwargs: Any) -> Any:
         >>> list(create_sampler("ResumableSequentialSampler", "abc"))
         [0, 1, 2]
     """
-    return SAMPLER_REGISTRY.get(type_name)(*args, **kwargs)
+    return SAMPLER_REGISTRY.create(type_name, *args, **kwargs)
 
 
 class ResumableSampler(Sampler[int], abc.ABC):

@@ -90,6 +90,15 @@ class EpochSource:
         """How the position last opened was restored; None if by going there, or if it was 0."""
         return self._note
 
+    @property
+    def samples_per_batch(self) -> int | None:
+        """Samples of a whole batch, over all ranks, as its loader says; None if it does not."""
+        for name in ("plan", "stream", "loader"):
+            size = getattr(getattr(self._feed, name, None), "batch_size", None)
+            if type(size) is int:
+                return size
+        return None
+
     def open(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate over the batches of an epoch; what was open before is closed.
 

@@ -23,6 +23,7 @@ from helios.functional.loss import Objective
 from helios.functional.metrics import Mean
 from helios.functional.observe import Observer, Seen
 from helios.functional.precision import Policy
+from helios.functional.recomputed import is_recomputed
 from helios.functional.state import Accumulator, Carry, TrainingState
 from helios.functional.traced import Outcome, Part, Recipe, Window
 from helios.functional.tree import leaves, map_leaves
@@ -67,6 +68,11 @@ class Compiled:
             raise NotTraceableError(
                 f"the average {type(average).__name__} has no weight(count), which a compiled "
                 "step needs"
+            )
+        if is_recomputed(binding.module):
+            raise NotTraceableError(
+                "some activations are computed again in the backward pass "
+                "(checkpoint_activations), which one graph of both passes does not do"
             )
         self._binding = binding
         self._compiler = Compiler(binding.module, backend)

@@ -84,6 +84,12 @@ def as_mean(name: str, value: Any, samples: int) -> Mean:
         return Mean(_private(value) * samples, samples)
     if isinstance(value, (int, float)):
         return Mean(float(value) * samples, samples)
+    if all(hasattr(value, method) for method in ("update", "compute", "reset")):
+        raise TypeError(
+            f"metric {name!r}: received {type(value).__name__}, an object with a state of its own, "
+            "which is no part of the training state; expected it from validation and tests alone. "
+            "Leave it out where self.training is true, or return it from valid_step and test_step"
+        )
     raise TypeError(
         f"metric {name!r}: received {type(value).__name__}; expected a tensor, a number or a "
         "helios.Mean(total, weight)"

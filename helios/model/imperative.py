@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from msgspec.structs import replace
@@ -138,7 +138,7 @@ class ImperativeModel(Model):
         """
         return self.state_dict()
 
-    def train(self, mode: bool = True) -> ImperativeModel:
+    def train(self, mode: bool = True) -> Self:
         """Put the networks in training mode: those that `eval` has changed are as they were.
 
         An override needs no argument.
@@ -155,7 +155,7 @@ class ImperativeModel(Model):
         self.training = mode
         return self
 
-    def eval(self) -> ImperativeModel:
+    def eval(self) -> Self:
         """Put every network that is an attribute, or in one, in evaluation mode."""
         if self._modes is None:
             modules = [m for root in modules_of(vars(self)).values() for m in root.modules()]

@@ -6,7 +6,7 @@ import abc
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -19,7 +19,9 @@ from helios.functional.precision import Policy
 from helios.functional.state import TrainingState
 from helios.functional.trainable import Averaging
 from helios.functional.transformation import Transformation
+from helios.model.freeze import keep_still
 from helios.model.hooks import ModelHooks
+from helios.model.metric_objects import Objects, separated
 from helios.model.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class Model(ModelHooks, nn.Module, abc.ABC):
         valid_metrics: the results of the last validation, by name.
         test_metrics: the results of the last test, by name.
         best_score: the best score of the monitored metric so far, None before the first.
+        hparams: what the model was made with, for logs that compare runs: numbers, strings and
+            bools by name, which may be nested. Assign it in `setup`, or before.
 
     Raises:
         ValueError: if ``save_name`` is empty or has other characters.
@@ -89,6 +93,7 @@ class Model(ModelHooks, nn.Module, abc.ABC):
         self.valid_metrics: dict[str, float] = {}
         self.test_metrics: dict[str, float] = {}
         self.best_score: float | None = None
+        self.hparams: Mapping[str, Any] = {}
 
     @abc.abstractmethod
     def setup(self, fast_init: bool = False) -> None:
@@ -160,7 +165,8 @@ class Model(ModelHooks, nn.Module, abc.ABC):
             step: the index of the batch.
 
         Returns:
-            What `loss` may return, a dict of metrics, or None.
+            What `loss` may return, a dict of metrics, or None. A metric may be an object of
+            torchmetrics that the model has: it is computed over the whole validation.
         """
         return self._evaluate(batch)
 
@@ -204,6 +210,12 @@ class Model(ModelHooks, nn.Module, abc.ABC):
                 f"expected one of {sorted(self.valid_metrics)}"
             )
         return self.valid_metrics[self.monitor.metric]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; layers that `helios.model.freeze` keeps stay still."""
+        super().train(mode)
+        keep_still(self)
+        return self
 
     def prepare(self, seed: int = rng.DEFAULT_SEED, *, fast_init: bool = False) -> None:
         """Run `setup` under a key of ``seed``, once."""
@@ -299,14 +311,17 @@ class Model(ModelHooks, nn.Module, abc.ABC):
             )
         self._precision = policy
 
-    def _evaluate(self, batch: Any) -> Mapping[str, metrics.Mean]:
+    def _evaluate(self, batch: Any) -> Mapping[str, Any]:
         samples = metrics.batch_size(batch)
         total: metrics.Metrics = {}
+        objects: Objects = {}
         with self._precision.context(self._device.type):
             for name, function in self._losses():
-                loss = read_loss(function(batch), name)
+                output, found = separated(function(batch))
+                objects.update(found)
+                loss = read_loss(output, name)
                 total = metrics.merge(total, loss_metrics(name, loss, samples))
-        return total
+        return {**total, **objects}
 
     def _losses(self) -> list[tuple[str, Any]]:
         """Return the losses by metric name; a model that is only tested needs no optimizer."""

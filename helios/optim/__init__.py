@@ -14,6 +14,8 @@ from helios.optim.chain import chain as chain
 from helios.optim.clip import clip_by_global_norm as clip_by_global_norm
 from helios.optim.clip import clip_by_value as clip_by_value
 from helios.optim.gradient_transformation import GradientTransformation as GradientTransformation
+from helios.optim.groups import Groups as Groups
+from helios.optim.groups import groups as groups
 from helios.optim.named import ASGD as ASGD
 from helios.optim.named import NAMED as NAMED
 from helios.optim.named import SGD as SGD
@@ -28,6 +30,10 @@ from helios.optim.named import NAdam as NAdam
 from helios.optim.named import RAdam as RAdam
 from helios.optim.named import RMSprop as RMSprop
 from helios.optim.named import Rprop as Rprop
+from helios.optim.registry import OPTIMIZER_REGISTRY as OPTIMIZER_REGISTRY
+from helios.optim.registry import RATE_REGISTRY as RATE_REGISTRY
+from helios.optim.registry import create_optimizer as create_optimizer
+from helios.optim.registry import create_rate as create_rate
 from helios.optim.torch_optimizer import LearningRate as LearningRate
 from helios.optim.torch_optimizer import Rate as Rate
 from helios.optim.torch_optimizer import TorchOptimizer as TorchOptimizer

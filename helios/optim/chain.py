@@ -75,6 +75,8 @@ class Chain:
     def learning_rate(self, count: int) -> Any:
         """Return the learning rate of the next update; None if the optimizer does not tell it.
 
+        Of `helios.optim.groups` it is a dict, of the rates by pattern.
+
         Args:
             count: updates completed.
         """

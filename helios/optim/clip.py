@@ -11,7 +11,7 @@ import torch
 
 from helios.functional.transformation import Tensors
 from helios.functional.tree import clone
-from helios.optim.groups import grouped
+from helios.optim.kinds import grouped
 
 State = dict[str, torch.Tensor]
 """Clipping keeps no state: an empty dict."""

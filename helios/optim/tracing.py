@@ -32,6 +32,7 @@ class TorchTrace:
 
     Attributes:
         numbers: how many numbers an update takes from the host.
+        columns: how many lists `slots` returns.
     """
 
     def __init__(self, cls: type[torch.optim.Optimizer], options: dict[str, Any], lr: Any) -> None:
@@ -51,6 +52,7 @@ class TorchTrace:
         self._options = own
         self._has_rate = "lr" in self._form.takes
         self.numbers = int(self._has_rate)
+        self.columns = len(self._form.slots)
 
     def inputs(self, opt_state: Any) -> list[float]:
         """Return the numbers that the next update depends on."""
@@ -126,6 +128,7 @@ class ChainTrace:
         self._name = name
         self._inner = inner
         self.numbers: int = inner.numbers
+        self.columns: int = inner.columns
 
     def inputs(self, opt_state: Any) -> list[float]:
         """Return the numbers that the next update depends on."""

@@ -182,6 +182,28 @@ class Plugin:
     def on_training_start(self) -> None:
         """Run before the first batch of a fit, resumed or not."""
 
+    def on_training_epoch_start(self, current_epoch: int) -> None:
+        """Run when an epoch starts, and again, with the same number, when it is resumed.
+
+        Args:
+            current_epoch: the number of the epoch, 1 for the first.
+        """
+
+    def on_training_batch_fetched(self, batch: Any, seconds: float) -> None:
+        """Look at a batch that was just fetched. Draw nothing here, and change nothing.
+
+        Args:
+            batch: the batch; of several ranks, the list of this rank's pieces of it.
+            seconds: how long the run waited for it.
+        """
+
+    def on_training_batch_start(self, state: TrainingState) -> None:
+        """Run before the loss of a micro-batch.
+
+        Args:
+            state: the state, with counters already advanced and the old ``dataset_iter``.
+        """
+
     def process_training_batch(self, batch: Any, state: TrainingState) -> Any:
         """Return the batch to train on in place of ``batch``.
 
@@ -192,6 +214,31 @@ class Plugin:
             state: the state, with counters already advanced and the old ``dataset_iter``.
         """
         return batch
+
+    def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
+        """Run after the step of a micro-batch.
+
+        Args:
+            state: the state after the step, with the old ``dataset_iter``.
+            should_log: whether ``print_frequency`` asks for a report at this update.
+        """
+
+    def on_training_report(self, state: TrainingState) -> None:
+        """Look at the state after the training metrics were reported: where others report too.
+
+        That is at ``print_frequency``; without one, at validations and ends of epochs. Draw nothing
+        here, and change nothing.
+
+        Args:
+            state: the state.
+        """
+
+    def on_training_epoch_end(self, current_epoch: int) -> None:
+        """Run when every micro-batch of an epoch is consumed, after its validation.
+
+        Args:
+            current_epoch: the number of the epoch.
+        """
 
     def on_training_end(self) -> None:
         """Run after the last event of a fit."""
@@ -240,6 +287,15 @@ class Plugin:
 
     def should_training_stop(self) -> bool:
         """Tell whether to stop now; asked after every micro-batch and after what follows it."""
+        return False
+
+    def is_over(self) -> bool:
+        """Tell whether the run is over; asked before the first batch and after each validation.
+
+        What is due is done first, and the final state is saved. Of several ranks, the answer of
+        rank 0 is that of all. A run that was left because of it trains nothing more when it is
+        started again, as long as the answer stays the same.
+        """
         return False
 
     def state_dict(self) -> dict[str, Any]:

@@ -120,6 +120,10 @@ class Agreement:
         """Return what rank 0 decided; the others' value is not looked at."""
         return value if self._alone else self._ranks.told_by_first(value)
 
+    def all_have(self, value: bool) -> bool:
+        """Tell whether something holds on all ranks; asked by all of them or by none."""
+        return value if self._alone else all(self._ranks.exchange(value))
+
     def merged(self, own: Metrics) -> Metrics:
         """Return the metrics of all ranks, added in the order of the ranks."""
         if self._alone:

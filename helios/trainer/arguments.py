@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from helios.core.distributed import get_dist_info
 from helios.functional.state import TrainingUnit
+from helios.loggers.run_log import RunLog
 from helios.plugins import Plugin, PluginSet
 from helios.trainer.engine import PIECES
+from helios.trainer.profiling import Profile
 from helios.trainer.ranks.options import DDP, FSDP
 from helios.trainer.store.retention import Retention
 
@@ -105,6 +108,26 @@ def check_plugins(value: Any) -> dict[str, Plugin]:
     return plugins
 
 
+def check_logs(value: Any) -> list[RunLog]:
+    """Return logs of a run.
+
+    Raises:
+        TypeError: if one of them is something else.
+        ValueError: if one is given twice.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise _type("logs", value, "a list of helios.RunLog, such as [CSVLog('log.csv')]")
+    for log in value:
+        if not isinstance(log, RunLog):
+            raise TypeError(
+                f"logs: received {log!r} among them; expected a helios.RunLog, such as "
+                "CSVLog('log.csv')"
+            )
+    if len({id(log) for log in value}) < len(value):
+        raise ValueError("logs: received one log twice; expected each once")
+    return list(value)
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """Return one of some words."""
     if not isinstance(value, str):
@@ -112,6 +135,22 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     if value not in choices:
         raise _value(name, value, f"one of {list(choices)}")
     return value
+
+
+def check_updates_to_try(value: Any) -> int:
+    """Return how many updates ``fast_dev_run`` runs; 0 for none."""
+    if isinstance(value, bool):
+        return int(value)
+    return _positive("fast_dev_run", value, "a bool, or a number of updates")
+
+
+def check_profile(value: Any) -> Profile | None:
+    """Return which updates to profile, or None."""
+    if value is not None and not isinstance(value, Profile):
+        raise _type("profile", value, "a helios.Profile, such as helios.Profile(updates=3)")
+    if value is None or value.to is None:
+        return value
+    return replace(value, to=check_path("profile.to", value.to))
 
 
 def check_compile(value: Any) -> bool | str:

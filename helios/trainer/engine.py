@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from helios.errors import ModelError
 from helios.functional.binding import Binding, own_binding
 from helios.functional.canonical import CanonicalEngine
 from helios.functional.gradients import MakeEngine
+from helios.functional.observe import total_norm
 from helios.functional.precision import Policy
 from helios.functional.share import Shares
 from helios.functional.trainable import custom_step
+from helios.functional.transformation import Tensors
 from helios.functional.tree_sum import check_pieces
 from helios.model.model import Model
 from helios.trainer.agreement import Agreement
@@ -52,6 +56,8 @@ def as_recorded(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
         arguments.update(reduction="canonical", pieces=fingerprint["pieces"])
     if fingerprint.get("compiled", "no") != "no":
         arguments["compile"] = fingerprint["compiled"]
+    if fingerprint.get("overfit_batches"):
+        arguments["overfit_batches"] = fingerprint["overfit_batches"]
     return arguments
 
 
@@ -182,6 +188,18 @@ class Division:
             return self._engine
 
         return make
+
+    def norm(self, grads: Tensors) -> torch.Tensor:
+        """Return f[], the 2-norm of the gradients of an update, which is the same on all ranks.
+
+        Args:
+            grads: the gradients by path; this rank's rows of them, if the model is sharded.
+        """
+        if not (self.is_sharded and grads):
+            return total_norm(grads)
+        from helios.trainer.ranks.elementwise import norm_over_ranks
+
+        return norm_over_ranks(grads)
 
     def close(self) -> None:
         """Let go of the process group."""

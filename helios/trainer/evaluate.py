@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from helios.core.rng import preserved_rng
 from helios.data import EpochSource
+from helios.errors import ModelError
 from helios.functional import metrics, rng
 from helios.functional.binding import bind, own_binding
 from helios.functional.share import is_shared
@@ -18,9 +20,25 @@ from helios.functional.state import Carry, TrainingState
 from helios.functional.streams import each_piece_drawing
 from helios.functional.tree import clone
 from helios.model.hooks import ModelHooks, overridden
+from helios.model.metric_objects import (
+    Objects,
+    begun_anew,
+    computed,
+    separated,
+    unseen,
+    without_samples,
+)
 from helios.model.model import Model, read_metrics
 from helios.trainer.agreement import Agreement, Tally
 from helios.trainer.hooks import Hooks
+
+Watched = Callable[[str, Iterator[Any], int | None], Iterator[Any]]
+"""Passes on the batches of what a label names, and how many they are; shows how far it is."""
+
+
+def unwatched(label: str, batches: Iterator[Any], total: int | None) -> Iterator[Any]:
+    """Pass batches on, and show nothing."""
+    return batches
 
 
 def validate(
@@ -29,6 +47,7 @@ def validate(
     source: EpochSource,
     move: Callable[[Any], Any],
     agreement: Agreement,
+    watched: Watched = unwatched,
 ) -> dict[str, float]:
     """Run a validation and return its metrics, which are the model's ``valid_metrics`` too.
 
@@ -41,6 +60,7 @@ def validate(
         source: the validation batches.
         move: moves a batch to the device.
         agreement: asked before each batch whether to leave, and for what all ranks measured.
+        watched: shows how far it is; passes the batches on.
     """
     model, cycle = hooks.model, state.validation_cycles
     with evaluating(model, state):
@@ -51,14 +71,33 @@ def validate(
             source,
             move,
             process,
-            _runner(model, model.valid_step),
+            model,
+            model.valid_step,
             _batch_hooks(model, "validation"),
             agreement,
             key,
+            functools.partial(watched, "valid"),
         )
         hooks.call("on_validation_end", rng.fold(state.seed, "valid_end", cycle), cycle)
         model.after_validation()
     return model.valid_metrics
+
+
+def improves(model: Model, state: TrainingState) -> bool:
+    """Judge the validation that has just ended, and give the model its best score.
+
+    Args:
+        model: whose ``valid_metrics`` are judged.
+        state: with the best score before it.
+    """
+    if isinstance(state.carry, Carry):
+        model.best_score = state.carry.best
+    improved = bool(model.have_metrics_improved())
+    if improved:
+        reached = model.monitored_score()
+        if math.isfinite(reached):  # a hook of the user's may think otherwise
+            model.best_score = reached
+    return improved
 
 
 def test(
@@ -67,6 +106,7 @@ def test(
     source: EpochSource,
     move: Callable[[Any], Any],
     agreement: Agreement,
+    watched: Watched,
 ) -> dict[str, float]:
     """Run the test batches and return the metrics, which are the model's ``test_metrics`` too."""
     model = hooks.model
@@ -78,10 +118,12 @@ def test(
             source,
             move,
             process,
-            _runner(model, model.test_step),
+            model,
+            model.test_step,
             _batch_hooks(model, "testing"),
             agreement,
             key,
+            functools.partial(watched, "test"),
         )
         hooks.call("on_testing_end", rng.fold(state.seed, "test_end"))
         model.after_testing()
@@ -105,6 +147,7 @@ def evaluating(model: Model, state: TrainingState) -> Iterator[None]:
             binding.lend(params, clone(carry.buffers))
         stack.enter_context(model.in_evaluation())
         stack.enter_context(torch.no_grad())
+        stack.enter_context(begun_anew(model))
         yield
 
 
@@ -123,14 +166,18 @@ def _run(
     source: EpochSource,
     move: Callable[[Any], Any],
     process: Callable[..., Any] | None,
-    step: Callable[[Any, int], Any],
+    model: Model,
+    evaluate: Callable[[Any, int], Any],
     batch_hooks: tuple[Any, Any],
     agreement: Agreement,
     key: int,
+    watched: Callable[[Iterator[Any], int | None], Iterator[Any]],
 ) -> dict[str, float]:
     start, end = batch_hooks
+    step = _runner(model, evaluate)
+    objects: Objects = {}
     tally = Tally(agreement.in_order)
-    for index, fetched in enumerate(source.open(epoch=0)):
+    for index, fetched in enumerate(watched(source.open(epoch=0), source.batches_per_epoch)):
         if agreement.check_inside():
             break
         batch = move(fetched)
@@ -147,14 +194,29 @@ def _run(
         if shared:
             for piece in batch:
                 rng.seed_generators(rng.fold(key, "piece", index, piece.index))
-                output = step(piece.batch, index)
+                # One that is there for its shape alone is of no account to anything.
+                with contextlib.nullcontext() if piece.count else unseen(model):
+                    output, found = separated(step(piece.batch, index))
+                objects.update(found)
                 tally.add(read_metrics(output, piece.count) if piece.count else {})
             rng.seed_generators(rng.fold(key, "batch_end", index))
         else:
-            tally.add(read_metrics(step(batch, index), metrics.batch_size(batch)))
+            output, found = separated(step(batch, index))
+            objects.update(found)
+            tally.add(read_metrics(output, metrics.batch_size(batch)))
         if end is not None:
             end(index)
-    return metrics.compute(agreement.whole(tally))
+    means = metrics.compute(agreement.whole(tally))
+    if not objects:
+        return means
+    idle = without_samples(objects)
+    if not agreement.all_have(not idle):
+        raise ModelError(
+            f"metrics {', '.join(map(repr, objects))}: a rank had no sample of the evaluation, and "
+            "torchmetrics cannot gather lists of samples from ranks that have none; expected some "
+            "for every rank, as a larger batch_size gives, or metrics that keep sums alone"
+        )
+    return {**means, **computed(objects, model)}
 
 
 def _processed(process: Callable[..., Any], index: int, batch: Any) -> Any:

@@ -18,15 +18,21 @@ from helios.functional.trainable import init_state
 from helios.functional.tree import place
 from helios.model.hooks import ModelHooks, overridden
 from helios.model.model import Model
+from helios.model.summary import summary
 from helios.trainer.agreement import Agreement
+from helios.trainer.anomaly import operators_named, watched
 from helios.trainer.banner import banner
 from helios.trainer.crash import record_crash
 from helios.trainer.evaluate import test as evaluate_test
 from helios.trainer.fingerprint import fingerprint
 from helios.trainer.hooks import Hooks
+from helios.trainer.in_memory import begin_anew, leave, whereabouts
 from helios.trainer.inputs import make_plan, sources, total_updates
 from helios.trainer.leaving import left
 from helios.trainer.loop import Loop
+from helios.trainer.measures import Measures
+from helios.trainer.observing import Observers
+from helios.trainer.profiling import profiled
 from helios.trainer.progress import Progress
 from helios.trainer.report import Reporter
 from helios.trainer.resuming import (
@@ -38,11 +44,11 @@ from helios.trainer.resuming import (
     take_up,
     warn_of_lost_promises,
 )
-from helios.trainer.run_logs import open_logs
+from helios.trainer.run_logs import flusher, kept_names, open_logs
 from helios.trainer.saving import rng_restorer
 from helios.trainer.session import session
 from helios.trainer.side_effects import check_supported
-from helios.trainer.signals import Interrupted, Signals
+from helios.trainer.signals import Interrupted, Signals, is_interactive
 from helios.trainer.store import Store, stored_state
 
 if TYPE_CHECKING:
@@ -76,7 +82,11 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
     if is_taken_over(trainer, model, datamodule):
         return
     ranks = trainer.ranks
-    signals = Signals(trainer.chkpt_root is not None)
+    saves = trainer.chkpt_root is not None and not trainer.fast_dev_run
+    signals = Signals(saves or is_interactive())
+    compile = False if trainer.detect_anomaly else trainer.compile
+    if trainer.going_on is None:  # otherwise it can be tried again, if the model does not fit
+        begin_anew(trainer)
     with session(trainer, model, datamodule), contextlib.ExitStack() as stack:
         hooks = Hooks(trainer.plugins, model)
         division = trainer.division()
@@ -90,18 +100,20 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             store = stack.enter_context(Store(folder, trainer.retention))
         state = init_state(model, trainer.seed)
         content, path = content_of_all(trainer, model, store)
+        content = content if trainer.going_on is None else trainer.going_on
         if content is not None:
             state = resume(trainer, model, state, content, path)
             datamodule.seed = state.seed
-        train, valid = sources(datamodule, stack, division.shares)
+        train, valid = sources(datamodule, stack, division.shares, trainer.limits)
         prefetch_to(trainer.device, train, valid)
         plan = make_plan(trainer, train, valid)
         check_same(ranks, state, plan)
-        environment_now = fingerprint(model, datamodule, trainer.non_finite, trainer.compile)
+        environment_now = fingerprint(model, datamodule, trainer.non_finite, compile)
+        environment_now["overfit_batches"] = trainer.overfit_batches or 0
         environment_now.update(division.fingerprint())
         loggers = open_logs(trainer, model, content, stack, state.current_iteration + 1)
         _introduce(
-            banner(model, plan, trainer.device, division.describe()),
+            banner(model, plan, trainer.device, division.describe(), train.samples_per_batch),
             trainer,
             loggers,
             new=content is None,
@@ -109,9 +121,13 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         if content is not None:
             check_position(state, train.batches_per_epoch, content["plan"])
             take_up(train, content)
-            trainer.say(f"Resuming training from checkpoint {path}", loggers.logger)
+            place = f"{whereabouts(state)}, in memory" if path is None else f"checkpoint {path}"
+            trainer.say(f"Resuming training from {place}", loggers.logger)
             warn_of_lost_promises(trainer, content, environment_now)
         reporter = _open_reporter(trainer, plan, state, loggers, stack, agreement)
+        # The norm of a sharded model is computed by all ranks, or by none.
+        observers = Observers(plan, division.norm, reports=agreement.of_first(trainer.log.is_on))
+        reporter.measure = Measures(model, observers)
         saver = None
         if trainer.chkpt_root is not None:
             saver = division.saver(
@@ -120,11 +136,11 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 model,
                 plan,
                 trainer.plugins,
-                loggers.names,
+                kept_names(trainer, loggers.names),
                 lambda state: train.state_after(state.dataset_iter),
                 reporter.say,
                 environment_now,
-                loggers.flush,
+                flusher(trainer, loggers),
                 in_background=trainer.async_saving,
                 tolerant=trainer.tolerate_failed_saves,
             )
@@ -133,17 +149,21 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 saver.hold(state)
         # On the CPU the answer is there at once; elsewhere, nobody waits for it.
         deferred = None if trainer.device.type == "cpu" else Deferred()
-        loop = Loop(
+        step = make_step(
+            model,
             plan,
-            make_step(
-                model,
-                plan,
-                engine=division.engine(agreement.ballot),
-                non_finite=trainer.non_finite,
-                deferred=deferred,
-                compile=trainer.compile,
-                tell=reporter.announce,
-            ),
+            engine=division.engine(agreement.ballot),
+            non_finite=trainer.non_finite,
+            deferred=deferred,
+            compile=compile,
+            tell=reporter.announce,
+            observe=observers.observer(),
+        )
+        stack.enter_context(operators_named(trainer, model))
+        make_loop = Loop if trainer.profile is None else profiled(trainer, model, loggers.writer)
+        loop = make_loop(
+            plan,
+            watched(trainer, step, model),
             hooks,
             train,
             valid,
@@ -161,11 +181,13 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                 restore = rng_restorer(content, ranks.rank, ranks.world_size)
             for _ in loop.run(state, restore):
                 pass
+            reporter.release()
             if saver is not None:
                 saver.finish()
             agreement.at_end()
         except Interrupted as reason:
-            reporter.announce(f"The run was {reason}. {left(loop)}")
+            how = left(loop) if saver is not None else "trainer.resume() goes on from there."
+            reporter.announce(f"The run was {reason}. {how}")
         except BaseException as failure:
             # Between two steps the state is whole: nothing of it is lost. Of several ranks one
             # alone must not wait for the others here: they go on from the last checkpoint.
@@ -174,9 +196,19 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
                     loop.save_resumable()
                 except Exception as error:
                     failure.add_note(f"the state before it could not be saved: {error}")
-            if ranks.named(failure) is failure:
+            if ranks.named(failure) is failure and not trainer.fast_dev_run:
                 record_crash(failure, loop, store, train, plan, environment_now)
             raise
+        finally:
+            if not ranks.several and trainer.chkpt_root is None:
+                trainer.left = leave(
+                    loop,
+                    plan,
+                    loggers.names,
+                    train,
+                    environment_now,
+                    interrupted=signals.received is not None,
+                )
     if signals.received is not None:
         ranks.ended()
     signals.leave()
@@ -186,6 +218,10 @@ def _introduce(introduction: str, trainer: Trainer, loggers: Loggers, *, new: bo
     """Show the banner, and write that of a new run to its log."""
     if trainer.print_banner:
         trainer.say(introduction)
+    if trainer.print_summary:
+        trainer.say(str(summary(trainer.model)))
+    if trainer.detect_anomaly and trainer.compile:
+        trainer.say("The step runs uncompiled: detect_anomaly is on.", loggers.logger)
     trainer.is_introduced = True
     if new and loggers.logger is not None:
         loggers.logger.info(introduction)
@@ -204,11 +240,12 @@ def _open_reporter(
         progress = Progress(total_updates(plan), state.current_iteration)
     reporter = Reporter(
         loggers.logger,
-        loggers.writer,
+        trainer.log,
         progress,
         announce=lambda message: trainer.say(message, loggers.logger),
         merge=agreement.merged if ranks.several else None,
-        wanted=agreement.of_first(any((loggers.logger, loggers.writer, progress))),
+        wanted=agreement.of_first(any((loggers.logger, trainer.log.is_on, progress))),
+        done=state.current_iteration,
     )
     stack.callback(reporter.close)
     return reporter
@@ -251,15 +288,19 @@ def test(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         if source is None:
             trainer.say("There is no test set: nothing to test", loggers.logger)
             return
+        source = trainer.limits.of_evaluation(source)
         stack.enter_context(contextlib.closing(source))
         prefetch_to(trainer.device, source)
         if trainer.print_banner and not trainer.is_introduced:
             trainer.say(banner(model, None, trainer.device, division.describe()))
-        results = evaluate_test(state, hooks, source, mover(trainer.device), agreement)
         progress = None
         if trainer.enable_progress_bar and trainer.ranks.is_first:
-            progress = Progress(None, state.current_iteration)
-        reporter = Reporter(loggers.logger, loggers.writer, progress)
+            progress = Progress(None, state.current_iteration, with_bar=False)
+        trainer.log.at(state)
+        reporter = Reporter(loggers.logger, trainer.log, progress)
         stack.callback(reporter.close)
+        stack.enter_context(operators_named(trainer, model))
+        move = mover(trainer.device)
+        results = evaluate_test(state, hooks, source, move, agreement, reporter.watched)
         reporter.show(state, "test", results)
         reporter.release()

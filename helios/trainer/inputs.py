@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helios.data import DataModule, EpochSource, source_of
 from helios.errors import DataError
 from helios.functional.plan import Plan
 from helios.functional.share import Shares
 from helios.functional.state import TrainingUnit
+from helios.trainer.limits import Limits
 
 if TYPE_CHECKING:
     from helios.trainer.trainer import Trainer
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 def make_plan(trainer: Trainer, train: EpochSource, valid: EpochSource | None) -> Plan:
     """Return the calendar of a fit."""
     valid_frequency, early_stop_cycles = trainer.valid_frequency, trainer.early_stop_cycles
-    if valid is None and valid_frequency is not None:
+    if valid is None and valid_frequency is not None and trainer.fast_dev_run:
+        valid_frequency = None
+    elif valid is None and valid_frequency is not None:
         trainer.warn(
             "valid_frequency is given, but the datamodule has no validation set: there will be no "
             "validation" + (", and no early stop" if early_stop_cycles else "")
@@ -39,13 +42,21 @@ def make_plan(trainer: Trainer, train: EpochSource, valid: EpochSource | None) -
     )
 
 
-def training_source(datamodule: DataModule, shares: Shares | None = None) -> EpochSource:
+def training_source(
+    datamodule: DataModule, shares: Shares | None = None, loaders: Any = None
+) -> EpochSource:
     """Open the training batches, of which this rank has its shares.
+
+    Args:
+        datamodule: where they are.
+        shares: which pieces are this rank's.
+        loaders: (optional) what the module's ``train_dataloader`` has returned.
 
     Raises:
         DataError: if there is no training set, or it is empty.
     """
-    source = source_of(datamodule.train_dataloader(), seed=datamodule.seed, shares=shares)
+    loaders = datamodule.train_dataloader() if loaders is None else loaders
+    source = source_of(loaders, seed=datamodule.seed, shares=shares)
     if source is None:
         raise DataError(
             f"{type(datamodule).__name__} has no training set; assign self._train_dataset in "
@@ -55,16 +66,32 @@ def training_source(datamodule: DataModule, shares: Shares | None = None) -> Epo
 
 
 def sources(
-    datamodule: DataModule, stack: contextlib.ExitStack, shares: Shares | None = None
+    datamodule: DataModule,
+    stack: contextlib.ExitStack,
+    shares: Shares | None = None,
+    limits: Limits = Limits(),  # noqa: B008
 ) -> tuple[EpochSource, EpochSource | None]:
     """Open the training and the validation batches; the stack closes them.
+
+    Args:
+        datamodule: where they are.
+        stack: closes them.
+        shares: which pieces of every micro-batch are this rank's; None for whole batches.
+        limits: how much of them is used.
 
     Raises:
         DataError: if there is no training set, or one of them is empty.
     """
-    train = stack.enter_context(contextlib.closing(training_source(datamodule, shares)))
-    valid = source_of(datamodule.valid_dataloader(), seed=datamodule.seed, shares=shares)
+    loaders = datamodule.train_dataloader()
+    train = limits.of_training(training_source(datamodule, shares, loaders))
+    stack.enter_context(contextlib.closing(train))
+    if limits.overfit is not None:
+        again = datamodule.train_dataloader()
+        valid = limits.to_validate(loaders, again, datamodule.seed, shares)
+    else:
+        valid = source_of(datamodule.valid_dataloader(), seed=datamodule.seed, shares=shares)
     if valid is not None:
+        valid = limits.of_evaluation(valid)
         stack.enter_context(contextlib.closing(valid))
     return train, valid
 

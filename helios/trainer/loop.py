@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -48,8 +46,9 @@ from helios.functional.streams import each_piece_drawing
 from helios.functional.trainable import custom_step
 from helios.trainer.agreement import Agreement
 from helios.trainer.crash import Stage
-from helios.trainer.evaluate import validate
-from helios.trainer.hooks import Hooks
+from helios.trainer.evaluate import improves, validate
+from helios.trainer.hooks import Hooks, watched
+from helios.trainer.lookahead import Lookahead
 from helios.trainer.report import Reporter
 from helios.trainer.side_effects import put_by
 
@@ -61,7 +60,7 @@ _STOP = Outcome(stop=True)
 _WHY = {
     StopReason.TOTAL_STEPS: "total_steps is reached",
     StopReason.EARLY_STOP: "the run stopped early, for want of improvement",
-    StopReason.REQUESTED: "a stop was asked for",
+    StopReason.REQUESTED: "a plugin takes the run for over",
 }
 
 
@@ -119,8 +118,7 @@ class Loop:
             self._binding = bind(hooks.model)
         self._custom = custom_step(hooks.model) is not None
         self._by_side_effect = hooks.model.trains_by_side_effect
-        self._batches: Iterator[Any] = iter(())
-        self._ahead: deque[Any] = deque()
+        self._batches = Lookahead()
         self._clock = 0.0
         self.state = TrainingState()
         self.resumable: TrainingState | None = None
@@ -147,6 +145,8 @@ class Loop:
         self._hooks.model.train()
         self._call("on_training_start", rng.fold(state.seed, "start", state.global_iteration))
         events = schedule(self._plan, state)
+        if self._hooks.overs and self._agreement.of_first(self._hooks.is_over()):
+            events = _nothing()
         outcome: Outcome | None = None
         try:
             while True:
@@ -157,7 +157,7 @@ class Loop:
                 if isinstance(event, Batch):
                     outcome = self._on_batch(event)
                 elif isinstance(event, Peek):
-                    outcome = Outcome(available=self._fetch_ahead())
+                    outcome = Outcome(available=self._batches.available())
                 elif isinstance(event, EpochStart):
                     outcome = self._on_epoch_start(event, restore_rng)
                     restore_rng = None
@@ -177,7 +177,7 @@ class Loop:
                     self._reporter.say(f"stopped: {event.reason.value}")
                     break
         finally:
-            self._close_epoch()
+            self._batches.close()
         self._call("on_training_end", rng.fold(state.seed, "end", self.state.global_iteration))
 
     def _on_epoch_start(self, event: EpochStart, restore_rng: Callable[[], None] | None) -> Outcome:
@@ -187,7 +187,8 @@ class Loop:
         if not resumed:
             self._mark(self.state)
         self.state = start_epoch(self.state)
-        self._batches = self._train.open(event.epoch - 1, event.first_batch)
+        batches = self._train.open(event.epoch - 1, event.first_batch)
+        self._batches.open(watched(batches, self._hooks.fetched))
         if self._train.resume_note is not None:
             self._reporter.announce(self._train.resume_note)
         key = rng.fold(self.state.seed, "epoch_start", event.epoch)
@@ -201,9 +202,10 @@ class Loop:
     def _on_batch(self, event: Batch) -> Outcome:
         hooks = self._hooks
         self.batch, self.stage = event, "fetch"
-        batch = self._ahead.popleft() if self._ahead else next(self._batches)
+        batch = self._batches.take()
         self._agreement.check_inside()
         batch = self._move(batch)
+        waited = time.perf_counter() - self._clock
         # The loss and the hooks see these counters, in their arguments and as trainer.state.
         self.state = state = begin_batch(self.state, update=event.update)
         self.stage = "batch_start"
@@ -223,6 +225,7 @@ class Loop:
             self._hold(state)
         now = time.perf_counter()
         self.state = state = timed(state, max(now - self._clock, 0.0))  # a clock may be set back
+        self._reporter.count(batch, waited, now - self._clock)
         self._clock, self.stage = now, "batch_end"
         if hooks.batch_end is not None:
             hooks.batch_end(state, event.log)
@@ -230,7 +233,7 @@ class Loop:
         state = end_batch(state)
         if event.log:
             self._check_sound()
-            state = self._reporter.training(state)
+            state = self._reported(state)
         if event.update:
             self._count_skipped(state)
             self._reporter.advance(state)
@@ -246,24 +249,24 @@ class Loop:
         self.state = state
         self._remember(copy=self._save is not None)
         assert self._valid is not None
-        results = validate(state, self._hooks, self._valid, self._move, self._agreement)
+        results = validate(
+            state, self._hooks, self._valid, self._move, self._agreement, self._reporter.watched
+        )
         self._reporter.show(state, "valid", results)
         self.state = state = end_validation(state)
         model = self._hooks.model
-        if isinstance(state.carry, Carry):
-            model.best_score = state.carry.best
-        improved = bool(model.have_metrics_improved())
-        if improved:
-            reached = model.monitored_score()
-            if math.isfinite(reached):  # a hook of the user's may think otherwise
-                model.best_score = reached
-        improved, model.best_score = self._agreement.of_first([improved, model.best_score])
+        improved = improves(model, state)
+        improved, model.best_score, over = self._agreement.of_first(
+            [improved, model.best_score, self._hooks.is_over()]
+        )
         self.state = judge(score(state, model.best_score), improved=improved)
-        return self._after(improved=improved)
+        metric = "loss" if model.monitor is None else model.monitor.metric
+        self._reporter.judged(metric, model.best_score, improved=improved)
+        return self._after(improved=improved, over=over)
 
     def _on_epoch_end(self, event: EpochEnd) -> Outcome:
         self.state = end_epoch(self._settled(self.state))
-        self._close_epoch()
+        self._batches.close()
         key = rng.fold(self.state.seed, "epoch_end", event.epoch)
         self._call("on_training_epoch_end", key, event.epoch)
         return self._after()
@@ -272,14 +275,15 @@ class Loop:
         self._check_sound()
         self._mark(self.state)
         if self._save is not None:
+            self._reporter.write()
             self._save(self.state)
         return self._after()
 
-    def _after(self, *, improved: bool = True) -> Outcome:
+    def _after(self, *, improved: bool = True, over: bool = False) -> Outcome:
         """Answer an event that is no micro-batch; its time is not the micro-batches'."""
         self._clock = time.perf_counter()
         stop = self._agreement.after_event(in_window=self.state.window_iter > 0)
-        return Outcome(improved=improved, stop=stop)
+        return Outcome(improved=improved, stop=stop or over)
 
     def save_resumable(self) -> None:
         """After a failure, save the state that a run can go on from, if there is one.
@@ -294,11 +298,20 @@ class Loop:
             held = state is not None and save.holds(state)
         if state is not None and not held:
             self._check_sound()
-            if self._rewind is not None:
-                self._rewind()
-            self._hold(state)
+            self.at_resumable()
+            self._reporter.write()
             save(state)
         save.finish()
+
+    def at_resumable(self) -> TrainingState | None:
+        """Put generators and model back to the state that a run can go on from, and return it."""
+        with contextlib.suppress(NonFiniteError):  # such a state is none to go on from
+            self._check_sound()
+        if self.resumable is not None:
+            if self._rewind is not None:
+                self._rewind()
+            self._hold(self.resumable)
+        return self.resumable
 
     def _mark(self, state: TrainingState) -> None:
         """Note a state that a run can go on from."""
@@ -346,7 +359,13 @@ class Loop:
     def _settled(self, state: TrainingState) -> TrainingState:
         """Report the training metrics where no print frequency does."""
         self._check_sound()
-        return state if self._plan.print_frequency else self._reporter.training(state)
+        return state if self._plan.print_frequency else self._reported(state)
+
+    def _reported(self, state: TrainingState) -> TrainingState:
+        state = self._reporter.training(state)
+        if self._hooks.reported is not None:
+            self._hooks.reported(state)
+        return state
 
     def _check_sound(self) -> None:
         """Look at what the updates so far were found to be, before anything of them gets out."""
@@ -367,24 +386,11 @@ class Loop:
                 f"infinite ({count} so far)"
             )
 
-    def _fetch_ahead(self) -> int:
-        """Fetch up to two batches of data without a known size; return how many there are."""
-        while len(self._ahead) < 2:
-            batch = next(self._batches, _END)
-            if batch is _END:
-                break
-            self._ahead.append(batch)
-        return len(self._ahead)
 
-    def _close_epoch(self) -> None:
-        self._ahead.clear()
-        close = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
-        self._batches = iter(())
-
-
-_END = object()
+def _nothing() -> Generator[Event, Outcome | None, TrainingState]:
+    """Return the events of a run that a plugin takes for over."""
+    yield Stop(StopReason.REQUESTED)
+    return TrainingState()
 
 
 def _skipped(state: TrainingState) -> int:

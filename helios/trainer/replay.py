@@ -84,7 +84,7 @@ def replay(
         state = resume(trainer, model, init_state(model, trainer.seed), content)
         division = trainer.division()
         division.prepare(model)
-        train, valid = sources(datamodule, stack, division.shares)
+        train, valid = sources(datamodule, stack, division.shares, trainer.limits)
         check_position(state, train.batches_per_epoch, content["plan"])
         take_up(train, content)
         loop = Loop(

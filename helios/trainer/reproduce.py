@@ -128,7 +128,7 @@ def run_again(
             datamodule.seed = state.seed
         division = trainer.division()
         division.prepare(model)
-        train, valid = sources(datamodule, stack, division.shares)
+        train, valid = sources(datamodule, stack, division.shares, trainer.limits)
         _check_data(crash, train, valid)
         now = {**fingerprint(model, datamodule, policy), **division.fingerprint()}
         lost = lost_promises(crash.fingerprint, now)

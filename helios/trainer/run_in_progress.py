@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from helios.core.distributed import get_dist_info
 from helios.data import DataModule
 from helios.functional.state import TrainingState
+from helios.loggers.log import Log
 from helios.model.model import Model
+from helios.trainer.in_memory import NOTHING, Left
 from helios.trainer.ranks.group import Ranks
 
 if TYPE_CHECKING:
@@ -22,22 +24,29 @@ class RunInProgress:
 
     Attributes:
         ranks: the processes that train together.
+        log: takes numbers, images and texts from hooks to all logs of the run; see
+            `helios.loggers.Log`.
         loop: what carries the state, None before the first fit.
         failure_log: where a failure is written to, if there is a log.
         is_introduced: whether the banner was shown.
         is_prepared: whether ``prepare_data`` has run before the ranks were started.
         last_state: the state that a run in other processes has ended with.
         queue_of_ranks: what `queue` returns.
+        left: where the last fit was left, for `Trainer.resume`.
+        going_on: the content that the next fit goes on from, in the place of a checkpoint.
     """
 
     def __init__(self) -> None:
         self.ranks = Ranks()
+        self.log = Log()
         self.loop: Loop | None = None
         self.failure_log: logging.Logger | None = None
         self.is_introduced = False
         self.is_prepared = False
         self.last_state: TrainingState | None = None
         self.queue_of_ranks: Any = None
+        self.left: Left = NOTHING
+        self.going_on: dict[str, Any] | None = None
         self._model: Model | None = None
         self._datamodule: DataModule | None = None
         self._train_exceptions: list[type[Exception]] = []
@@ -144,4 +153,4 @@ class RunInProgress:
     def __getstate__(self) -> dict[str, Any]:
         """Return what goes to the processes of a run: nothing that belongs to this one."""
         here = {"loop": None, "failure_log": None, "last_state": None, "queue_of_ranks": None}
-        return {**self.__dict__, **here}
+        return {**self.__dict__, **here, "left": NOTHING, "going_on": None}

@@ -188,17 +188,10 @@ class Saver:
             self._failure = error
             warnings.warn(f"a save failed, and the run goes on: {error}", stacklevel=4)
 
-    def _collect(self, state: TrainingState) -> tuple[str, dict[str, Any], _Score]:
-        """Return the name of a checkpoint, its content, and the score of its state."""
-        model = self._model
-        state = model.captured(state)
-        place = (state.global_epoch, state.current_iteration)
-        inside = state.global_iteration if state.window_iter else None
-        due = inside is None and is_due(self._plan, state)
-        stem = checkpoint_name(model.save_name, *place, micro_batch=inside, due=due)
-        metadata = model.append_metadata_to_chkpt_name(stem.removesuffix(".pth"))
-        name = checkpoint_name(model.save_name, *place, metadata, inside, due=due)
-        content = {
+    def content(self, state: TrainingState) -> dict[str, Any]:
+        """Return what a checkpoint of ``state`` holds; nothing is written."""
+        state = self._model.captured(state)
+        content: dict[str, Any] = {
             "version": __version__,
             **state_content(state),
             "model": self._model_content(state),
@@ -210,7 +203,19 @@ class Saver:
             "fingerprint": self._fingerprint,
         }
         check_plain(content)
-        return name, compact(content), _score(model, state)
+        compacted: dict[str, Any] = compact(content)
+        return compacted
+
+    def _collect(self, state: TrainingState) -> tuple[str, dict[str, Any], _Score]:
+        """Return the name of a checkpoint, its content, and the score of its state."""
+        model = self._model
+        place = (state.global_epoch, state.current_iteration)
+        inside = state.global_iteration if state.window_iter else None
+        due = inside is None and is_due(self._plan, state)
+        stem = checkpoint_name(model.save_name, *place, micro_batch=inside, due=due)
+        metadata = model.append_metadata_to_chkpt_name(stem.removesuffix(".pth"))
+        name = checkpoint_name(model.save_name, *place, metadata, inside, due=due)
+        return name, self.content(state), _score(model, state)
 
     def _model_content(self, state: TrainingState) -> dict[str, Any]:
         if self._model.trains_by_side_effect:

@@ -38,7 +38,8 @@ class Signals:
     back at the end. If one of them was the user's own, `leave` calls it.
 
     Args:
-        active: whether to do anything: without checkpoints, stopping at once loses nothing.
+        active: whether to do anything: where neither a checkpoint nor a session that lives on is
+            there to go on from, stopping at once loses nothing.
     """
 
     def __init__(self, active: bool = True) -> None:
@@ -119,6 +120,10 @@ def stop_by(number: int) -> BaseException:
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
+def is_interactive() -> bool:
+    """Tell whether this process is a notebook or a prompt, and lives on after an interruption."""
+    return hasattr(sys, "ps1") or "ipykernel" in sys.modules
+
+
 def _at_once() -> _Handler:
-    interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
-    return signal.default_int_handler if interactive else signal.SIG_DFL
+    return signal.default_int_handler if is_interactive() else signal.SIG_DFL

@@ -11,14 +11,18 @@ from helios.data import DataModule
 from helios.functional.nonfinite import POLICIES
 from helios.functional.rng import DEFAULT_SEED
 from helios.functional.state import TrainingUnit
+from helios.loggers.run_log import RunLog
 from helios.model.model import Model
 from helios.plugins import Plugin
 from helios.trainer import arguments as check
 from helios.trainer.engine import REDUCTIONS, Division
 from helios.trainer.launch import launch
+from helios.trainer.limits import Limits
+from helios.trainer.profiling import Profile
 from helios.trainer.ranks.options import DDP, FSDP
 from helios.trainer.run_in_progress import RunInProgress
 from helios.trainer.store import Retention
+from helios.trainer.trying import trying
 
 
 class Trainer(RunInProgress):
@@ -87,6 +91,21 @@ class Trainer(RunInProgress):
         rank_timeout: seconds that a rank waits for the others before it takes the run for failed;
             to be longer than what one of them does alone, such as writing a checkpoint. Defaults
             to 600.
+        fast_dev_run: true, or a number of updates: `fit` runs that many, one if true, on copies of
+            the model and the plugins, validates and tests on as many batches, saves a checkpoint
+            to a folder that goes away, and resumes and keeps nothing. For finding out whether all
+            of the code runs. Defaults to false.
+        overfit_batches: (optional) how many batches to train on: those that the first epoch begins
+            with, in every epoch again. The run validates on them too. For finding out whether a
+            model can learn at all.
+        detect_anomaly: whether a gradient that becomes NaN is an error that names the operation
+            and the module, by torch's anomaly mode; it is slow. A step is then not compiled.
+            Defaults to false.
+        profile: (optional) a `helios.Profile`: some updates to profile.
+        print_summary: whether the table of `helios.summary` is printed when a fit begins. Defaults
+            to false.
+        logs: where metrics and what hooks log go beside TensorBoard: `helios.CSVLog`,
+            `helios.JSONLog`, `helios.WandbLog`, or logs of one's own.
 
     Raises:
         TypeError: if an argument is of the wrong type; a bool is not an int here.
@@ -134,6 +153,12 @@ class Trainer(RunInProgress):
         parallel: DDP | FSDP | None = None,
         compile: bool | str = False,
         rank_timeout: float = 600.0,
+        fast_dev_run: bool | int = False,
+        overfit_batches: int | None = None,
+        detect_anomaly: bool = False,
+        profile: Profile | None = None,
+        print_summary: bool = False,
+        logs: Sequence[RunLog] = (),
     ) -> None:
         super().__init__()
         self.run_name = check_run_name(run_name)
@@ -185,6 +210,12 @@ class Trainer(RunInProgress):
         self.parallel = check.check_parallel(parallel, reduction, async_saving)
         self.compile = check.check_compile(compile)
         self.rank_timeout = check.check_timeout(rank_timeout)
+        self.fast_dev_run = check.check_updates_to_try(fast_dev_run)
+        self.overfit_batches = check.check_count("overfit_batches", overfit_batches)
+        self.detect_anomaly = check.check_bool("detect_anomaly", detect_anomaly)
+        self.profile = check.check_profile(profile)
+        self.print_summary = check.check_bool("print_summary", print_summary)
+        self.logs = check.check_logs(logs)
         self._plugins = check.check_plugins(plugins)
 
     @property
@@ -211,6 +242,13 @@ class Trainer(RunInProgress):
         return self._plugins
 
     @property
+    def limits(self) -> Limits:
+        """Return how much of its data a run uses."""
+        tried = self.fast_dev_run or None
+        window = None if tried is None else tried * self.accumulation_steps
+        return Limits(self.overfit_batches, window, tried)
+
+    @property
     def seed(self) -> int:
         """Return the seed that is used, which is ``random_seed`` or the default one."""
         return DEFAULT_SEED if self.random_seed is None else self.random_seed
@@ -233,13 +271,52 @@ class Trainer(RunInProgress):
             ValueError: if ``total_steps`` is 0.
             TypeError: if the model or the datamodule is something else.
         """
-        if self.total_steps == 0:
+        if self.total_steps == 0 and not self.fast_dev_run:
             raise ValueError(
                 "total_steps: received 0, which trains nothing; expected the number of "
                 f"{'epochs' if self.train_unit is TrainingUnit.EPOCH else 'updates'} to train for, "
                 "or float('inf')"
             )
         return self._run("fit", self._train_exceptions, model, datamodule)
+
+    def resume(self, model: Model | None = None, datamodule: DataModule | None = None) -> bool:
+        """Go on with the last fit from where it was left, without a file.
+
+        It goes on from `state`: after an interruption, in a notebook with Ctrl-C or the stop
+        button, or after the end, if ``total_steps`` was raised since. With a ``chkpt_root`` it is
+        the same as `fit`, which goes on from the last checkpoint.
+
+        Args:
+            model: (optional) one to go on with in the place of the last one, such as one whose
+                class was defined anew; it has to have the same parameters.
+            datamodule: (optional) likewise.
+
+        Returns:
+            As `fit`.
+
+        Raises:
+            ResumeError: if there is no state to go on from: no fit has run in this process, or it
+                was left in the middle of a micro-batch.
+
+        Law:
+            A run that was interrupted and gone on with has the bits of one that was not
+            (``tests/trainer/test_in_memory.py``).
+
+        Example:
+            >>> Trainer(total_steps=1, use_cpu=True).resume()
+            Traceback (most recent call last):
+            ...
+            helios.errors.ResumeError: there is no state to go on from: this trainer has not run a \
+fit in this process; call fit() first
+        """
+        content = None if self.chkpt_root is not None else self.left.take()
+        model = self.model if model is None else model
+        datamodule = self.datamodule if datamodule is None else datamodule
+        self.going_on = content
+        try:
+            return self.fit(model, datamodule)
+        finally:
+            self.going_on = None
 
     def test(self, model: Model, datamodule: DataModule) -> bool:
         """Run the full testing routine.
@@ -264,5 +341,12 @@ class Trainer(RunInProgress):
     ) -> bool:
         check.check_instance("model", model, Model)
         check.check_instance("datamodule", datamodule, DataModule)
-        self._model, self._datamodule = model, datamodule
-        return launch(self, routine, passed_on, model, datamodule)
+        if not self.fast_dev_run:
+            self._model, self._datamodule = model, datamodule
+            return launch(self, routine, passed_on, model, datamodule)
+        with trying(self, model, datamodule, routine) as tried:
+            self._model, self._datamodule = tried, datamodule
+            went_well = launch(self, routine, passed_on, tried, datamodule)
+            if went_well and routine == "fit":
+                went_well = launch(self, "test", self._test_exceptions, tried, datamodule)
+            return went_well

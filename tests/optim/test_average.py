@@ -107,7 +107,7 @@ def test_a_donated_update_overwrites_the_average_alone(count: int) -> None:
 def test_an_average_is_a_value() -> None:
     assert average(0.5) == average(0.5) != average(0.5, evaluate=False)
     assert pickle.loads(pickle.dumps(average(None, start=2))) == average(None, start=2)
-    assert repr(average()) == "Average(decay=0.999, start=0, evaluate=True)"
+    assert repr(average()) == "Average(decay=0.999, start=0, evaluate=True, every=1)"
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1, math.nan])
@@ -119,3 +119,28 @@ def test_a_decay_out_of_range_is_refused(decay: float) -> None:
 def test_a_start_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="start: received -1; expected at least 0"):
         average(start=-1)
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+@pytest.mark.parametrize("donate", [False, True])
+def test_a_cadence_averages_every_so_many_updates(decay: float | None, donate: bool) -> None:
+    history = [{"w": torch.randn(3)} for _ in range(12)]
+    sparse, plain = average(decay, start=2, every=3), average(decay)
+    mean = sparse.init(history[0])
+    for count, params in enumerate(history):
+        mean = sparse.update(mean, params, count, donate=donate)
+    chosen = history[2::3]  # after updates 3, 6, 9 and 12
+    expected = plain.init(chosen[0])
+    for count, params in enumerate(chosen):
+        expected = plain.update(expected, params, count)
+    assert first_difference(mean, expected) is None
+
+
+def test_the_weights_of_a_cadence_are_those_of_its_updates() -> None:
+    weights = [average(None, start=2, every=2).weight(count) for count in range(7)]
+    assert weights == [1.0, 1.0, 1.0, 0.0, 1 / 2, 0.0, 1 / 3]
+
+
+def test_a_cadence_of_no_update_is_refused() -> None:
+    with pytest.raises(ValueError, match="every: received 0; expected at least 1"):
+        average(every=0)

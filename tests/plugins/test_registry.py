@@ -25,5 +25,7 @@ def test_an_unknown_plugin_lists_those_there_are():
         create_plugin("Other")
 
 
-def test_the_registry_begins_empty():
-    assert len(PLUGIN_REGISTRY) == 0
+def test_the_plugins_of_helios_are_registered():
+    assert {"EarlyStopping", "TimeLimit", "ThroughputMonitor", "MemoryMonitor"} <= set(
+        PLUGIN_REGISTRY.keys()
+    )

@@ -6,8 +6,10 @@ import io
 from collections import Counter
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import helios
 from helios.functional.state import TrainingState
 from helios.trainer.progress import Progress
 from helios.trainer.store import store
@@ -43,11 +45,11 @@ def test_tensorboard_has_the_metrics_without_a_line_of_code(tmp_path):
     arguments = board(tmp_path, print_frequency=2, valid_frequency=3)
     run(None, model, data(), steps=6, **arguments)
     shown = scalars(tmp_path)
+    trained = ("train/loss", "train/accuracy", "optimizer/learning_rate", "optimizer/gradient_norm")
+    speeds = (f"speed/{name}" for name in ("updates_per_second", "samples_per_second"))
     assert {tag: [step for step, _ in events] for tag, events in shown.items()} == {
-        "train/loss": [2, 4, 6],
-        "train/accuracy": [2, 4, 6],
-        "valid/loss": [3, 6],
-        "valid/accuracy": [3, 6],
+        **{tag: [2, 4, 6] for tag in (*trained, *speeds, "speed/waiting_for_data")},
+        **{tag: [3, 6] for tag in ("valid/loss", "valid/accuracy", "best/loss")},
     }
     assert shown["valid/loss"][-1][1] == pytest.approx(model.valid_metrics["loss"], rel=1e-6)
 
@@ -327,3 +329,110 @@ def test_every_step_is_there_once_after_a_failure_and_a_resume(tmp_path, place, 
     assert found["valid/loss"] == ([5, 10, 15] if unit == "epoch" else list(range(1, 16)))
     assert all(len(set(steps)) == len(steps) for steps in found.values())
     assert "PlannedError" in capsys.readouterr().err
+
+
+# Beside the metrics.
+
+
+def test_rates_of_several_objectives_have_their_names(tmp_path):
+    batches = Batches(zoo.regression(4, dtype=torch.float64))
+    run(None, zoo.Game("game"), batches, steps=2, **board(tmp_path, print_frequency=1))
+    shown = scalars(tmp_path)
+    assert [value for _, value in shown["optimizer/learning_rate/first"]] == pytest.approx(
+        [1e-2, 1e-2]
+    )
+    assert {"optimizer/learning_rate/second", "optimizer/gradient_norm/second"} <= shown.keys()
+
+
+def test_the_rate_is_the_one_that_the_update_was_made_with(tmp_path):
+    model = zoo.Line(optimizer=lambda: helios.optim.SGD(lr=lambda count: 0.5**count))
+    run(None, model, steps=3, **board(tmp_path, print_frequency=1))
+    assert scalars(tmp_path)["optimizer/learning_rate"] == [(1, 1.0), (2, 0.5), (3, 0.25)]
+
+
+def test_the_loss_scale_and_what_it_left_out_are_shown(tmp_path):
+    class Half(zoo.Line):
+        def setup(self, fast_init=False):
+            super().setup(fast_init)
+            self.precision = helios.Policy("float32", helios.LossScale(2.0**120, interval=2))
+
+        def loss(self, batch):
+            return super().loss(batch) * 1e10
+
+    run(None, Half(), steps=2, **board(tmp_path, print_frequency=1))
+    shown = scalars(tmp_path)
+    assert shown["optimizer/loss_scale"] == [(1, 2.0**119), (2, 2.0**118)]
+    assert shown["optimizer/skipped_updates"] == [(1, 1), (2, 2)]
+
+
+def test_the_best_so_far_never_gets_worse(tmp_path):
+    run(None, zoo.Noisy(), data(), steps=9, **board(tmp_path, valid_frequency=1))
+    shown = scalars(tmp_path)
+    losses = [value for _, value in shown["valid/loss"]]
+    best = [value for _, value in shown["best/loss"]]
+    assert best == pytest.approx([min(losses[: k + 1]) for k in range(9)])
+
+
+def test_the_time_that_data_took_is_a_share(tmp_path):
+    run(None, zoo.Noisy(), data(), steps=4, **board(tmp_path, print_frequency=2))
+    shown = scalars(tmp_path)
+    assert all(0 < value < 1 for _, value in shown["speed/waiting_for_data"])
+    updates, samples = (shown[f"speed/{of}_per_second"] for of in ("updates", "samples"))
+    assert [4 * value for _, value in updates] == pytest.approx([value for _, value in samples])
+
+
+def test_hyperparameters_are_written_once_and_compared_by_all_scalars(tmp_path):
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams.backend_context import Context
+
+    class Wide(zoo.Noisy):
+        def setup(self, fast_init=False):
+            super().setup(fast_init)
+            self.hparams = {"net": {"width": 8}}
+
+    arguments = board(tmp_path, valid_frequency=2)
+    for steps in (2, 4):
+        run(tmp_path / "c", Wide(), data(), steps=steps, **arguments)
+    starts = [
+        path
+        for path in (tmp_path / "runs").rglob("*tfevents*")
+        if b"_hparams_/session_start_info" in path.read_bytes()
+    ]
+    assert len(starts) == 1
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "runs"))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(tmp_path / "runs"))
+    context, request = Context(TBContext(data_provider=provider)), RequestContext()
+    metadata = context.hparams_metadata(request, "")
+    found = context.experiment_from_metadata(request, "", True, metadata, [])
+    assert {"model/net/width", "trainer/seed"} <= {info.name for info in found.hparam_infos}
+    assert {"valid/loss", "best/loss"} <= {info.name.tag for info in found.metric_infos}
+
+
+def test_hooks_show_images_and_more(tmp_path):
+    class Shows(zoo.Line):
+        def on_training_epoch_end(self, current_epoch):
+            log = self.trainer.log
+            log.image("mine/image", torch.ones(3, 4, 4))
+            log.images("mine/images", torch.ones(2, 1, 4, 4))
+            log.histogram("mine/weights", self.net.weight)
+            log.text("mine/text", "**words**")
+
+    run(None, Shows(), unit="epoch", steps=2, **board(tmp_path))
+    (folder,) = {path.parent for path in tmp_path.rglob("*tfevents*")}
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    tags = events.Tags()
+    assert [event.step for event in events.Images("mine/image")] == [5, 10]
+    assert "mine/images" in tags["images"]
+    assert "mine/weights" in tags["histograms"]
+    assert "mine/text/text_summary" in tags["tensors"]
+
+
+def test_hparams_that_are_no_mapping_are_refused(tmp_path, capsys):
+    model = zoo.Line()
+    model.hparams = 3
+    assert not trainer(**board(tmp_path)).fit(model, Batches(zoo.regression(2)))
+    assert "hparams: received a int" in capsys.readouterr().err

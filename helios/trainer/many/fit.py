@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from helios.core.distributed import get_dist_info
+from helios.core.log_names import LogNames, read_log_names
 from helios.core.logging import Loggers, open_loggers
 from helios.data import DataModule, EpochSource, mover
 from helios.data.source import prefetch_to
@@ -35,7 +36,13 @@ from helios.trainer.many.resuming import Found, last_of_all, reduction, resume_a
 from helios.trainer.many.saving import ManySaver, MemberStore
 from helios.trainer.progress import Progress
 from helios.trainer.resuming import check_position, take_up, warn_of_lost_promises
-from helios.trainer.run_logs import failure_logger
+from helios.trainer.run_logs import (
+    failure_logger,
+    file_names,
+    flusher,
+    kept_names,
+    open_run_logs,
+)
 from helios.trainer.saving import Saver, rng_restorer
 from helios.trainer.session import session
 from helios.trainer.signals import Interrupted, Signals
@@ -103,6 +110,13 @@ def _check_trainer(trainer: Trainer) -> None:
             f"fit_many: received a trainer with compile={trainer.compile!r}; expected one without: "
             "a step of several members is not compiled"
         )
+    alone = ("fast_dev_run", "overfit_batches", "detect_anomaly", "profile", "print_summary")
+    for name in alone:
+        if getattr(trainer, name):
+            raise ValueError(
+                f"fit_many: received a trainer with {name}={getattr(trainer, name)!r}, which is "
+                "for one model; expected it to be left out. Try one of the members with it"
+            )
     for name, plugin in trainer.plugins.items():
         if overridden(plugin, "configure_model") is not None:
             raise ValueError(
@@ -129,7 +143,7 @@ def _fit(trainer: Trainer, many: Many, datamodule: DataModule) -> None:
         environment = fingerprint(many, datamodule, trainer.non_finite)
         environment.update(optimizer=many.optimizers, reduction=kind, ranks=1)
         loggers, reporter, names = _open(trainer, many, found, state, plan, stack)
-        introduction = banner(many, plan, trainer.device)
+        introduction = banner(many, plan, trainer.device, samples=train.samples_per_batch)
         if trainer.print_banner:
             trainer.say(introduction)
         trainer.is_introduced = True
@@ -162,6 +176,7 @@ def _fit(trainer: Trainer, many: Many, datamodule: DataModule) -> None:
             restore = None if found is None else rng_restorer(found[0][0])
             for _ in loop.run(state, restore):
                 pass
+            reporter.release()
             if saver is not None:
                 saver.finish()
         except Interrupted as reason:
@@ -199,7 +214,9 @@ def _open(
     stack: contextlib.ExitStack,
 ) -> tuple[Loggers, ManyReporter, list[dict[str, str | None]]]:
     """Open the log, the members' writers and the terminal; return the names that are kept."""
-    saved = [None] * len(many.members) if found is None else [one["log"] for one, _ in found]
+    saved: list[LogNames | None] = [None] * len(many.members)
+    if found is not None:
+        saved = [read_log_names(file_names(one)) for one, _ in found]
     name = trainer.run_name or many.save_name
     loggers = open_loggers(
         run_name=name,
@@ -217,6 +234,8 @@ def _open(
         state.current_iteration + 1,
         stack,
     )
+    content = None if found is None else found[0][0]
+    open_run_logs(trainer, many, content, stack, (), state.current_iteration + 1)
     progress = None
     if trainer.enable_progress_bar:
         progress = Progress(total_updates(plan), state.current_iteration)
@@ -226,9 +245,14 @@ def _open(
         writers,
         progress,
         lambda message: trainer.say(message, loggers.logger),
+        trainer.log,
+        state.current_iteration,
     )
     stack.callback(reporter.close)
-    names = [{"log_file": loggers.names["log_file"], "run_dir": folder} for folder in folders]
+    names = [
+        kept_names(trainer, {"log_file": loggers.names["log_file"], "run_dir": folder})
+        for folder in folders
+    ]
     return loggers, reporter, names
 
 
@@ -264,7 +288,7 @@ def _saver(
     loggers: Loggers,
 ) -> ManySaver:
     def flush() -> None:
-        loggers.flush()
+        flusher(trainer, loggers)()
         flush_all(reporter.writers)
 
     savers = [

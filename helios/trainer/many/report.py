@@ -8,10 +8,11 @@ from logging import Logger
 from pathlib import Path
 from typing import Any
 
-from helios.core.log_names import claim, read_log_names
+from helios.core.log_names import claim
 from helios.core.tensorboard import TensorboardWriter
 from helios.functional.stacked import each
 from helios.functional.state import Carry, TrainingState, report
+from helios.loggers.log import Log
 from helios.trainer.many.model import Many
 from helios.trainer.progress import Progress, describe
 from helios.trainer.report import Reporter
@@ -26,6 +27,8 @@ class ManyReporter(Reporter):
         writers: a TensorBoard writer for each member; empty for none.
         progress: the terminal, None for none.
         announce: prints what the user is to know in any case.
+        log: the logs of all; the names of numbers begin with that of the member.
+        done: updates done before this process began.
     """
 
     def __init__(
@@ -35,9 +38,11 @@ class ManyReporter(Reporter):
         writers: Sequence[TensorboardWriter],
         progress: Progress | None,
         announce: Callable[[str], None],
+        log: Log | None = None,
+        done: int = 0,
     ) -> None:
-        wanted = bool(writers) or logger is not None or progress is not None
-        super().__init__(logger, None, progress, announce, wanted=wanted)
+        wanted = bool(writers) or any((logger, progress, log is not None and log.is_on))
+        super().__init__(logger, log, progress, announce, wanted=wanted, done=done)
         self._many = many
         self.writers = writers
         self._of_members: list[tuple[int, str, float, int]] = []
@@ -58,13 +63,18 @@ class ManyReporter(Reporter):
         for member, tag, value, step in self._of_members:
             self.writers[member].add_scalar(tag, value, step)
         self._of_members.clear()
+        super().release()
 
     def _show(
         self, state: TrainingState, label: str, results: Sequence[Mapping[str, float]]
     ) -> None:
         if not any(results):
             return
-        step = state.current_iteration
+        self._is_due, step = True, state.current_iteration
+        for member, values in zip(self._many.members, results, strict=True):
+            self._log.scalars(f"{member.save_name}/{label}", values)
+        if label == "train":
+            self._measured(state)
         for k in range(len(self.writers)):
             self._of_members += [(k, f"{label}/{n}", v, step) for n, v in results[k].items()]
         if self._logger is not None:
@@ -113,7 +123,7 @@ def open_writers(
     Returns:
         The writers, and the names of the folders, which a checkpoint keeps.
     """
-    folders = [read_log_names(one)["run_dir"] for one in saved]
+    folders = [None if one is None else one["run_dir"] for one in saved]
     writers: list[TensorboardWriter] = []
     if run_path is None:
         return writers, folders

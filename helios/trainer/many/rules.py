@@ -15,6 +15,7 @@ from helios.optim.binding import laid_out
 from helios.optim.chain import Chain
 from helios.optim.clip import clip_by_global_norm, clip_by_value
 from helios.optim.forms import FORMS, Function
+from helios.optim.groups import Groups
 from helios.optim.together import FUSED
 from helios.optim.torch_optimizer import TorchOptimizer
 from helios.trainer.many.clocked import CLOCKED
@@ -236,6 +237,12 @@ def _parts(optimizer: Any, where: str) -> tuple[dict[str, Any], str | None, Torc
                 f"{where}: received {part!r} before the optimizer; members that are trained at "
                 "once may have clip_by_global_norm and clip_by_value there"
             )
+    if isinstance(optimizer, Groups):
+        raise ModelError(
+            f"{where}: received groups of parameters, {list(optimizer.optimizers)}; members that "
+            "are trained at once have one optimizer for all parameters. Train the members one by "
+            "one"
+        )
     if not isinstance(optimizer, TorchOptimizer) or optimizer.cls not in FORMS:
         known = ", ".join(sorted(cls.__name__ for cls in FORMS))
         raise ModelError(

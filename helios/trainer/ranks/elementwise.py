@@ -17,7 +17,8 @@ from helios.optim.binding import ELEMENTWISE
 from helios.optim.chain import Chain
 from helios.optim.clip import State
 from helios.optim.gradient_transformation import GradientTransformation
-from helios.optim.groups import grouped
+from helios.optim.groups import Groups
+from helios.optim.kinds import grouped
 
 
 def on_shards(
@@ -40,6 +41,8 @@ def on_shards(
     if isinstance(rule, Chain):
         before = {name: _before(part, objective, group) for name, part in rule.before.items()}
         return Chain(before, rule.name, on_shards(rule.optimizer, objective, group))
+    if isinstance(rule, Groups):
+        return Groups({p: on_shards(r, objective, group) for p, r in rule.optimizers.items()})
     if isinstance(rule, TorchOptimizer):
         if rule.cls in ELEMENTWISE:
             return rule
@@ -97,21 +100,33 @@ class ClipOverRanks(msgspec.Struct, frozen=True):
         if not clipped:
             return clipped, state
         with torch.no_grad():
-            factor = torch.clamp(float(self.max_norm) / (self._norm(clipped) + 1e-6), max=1.0)
+            norm = norm_over_ranks(clipped, float(self.norm_type), self.group)
+            factor = torch.clamp(float(self.max_norm) / (norm + 1e-6), max=1.0)
             for (tensors,) in grouped(clipped.values()):
                 torch._foreach_mul_(tensors, factor.to(tensors[0].device, tensors[0].dtype))
         return clipped, state
 
-    def _norm(self, grads: Tensors) -> torch.Tensor:
-        order = float(self.norm_type)
-        device = next(iter(grads.values())).device
-        here = [grad for grad in grads.values() if grad.numel()]  # no elements have no maximum
-        norm = torch.zeros((), dtype=torch.float64, device=device)
-        if here:
-            norm = torch.nn.utils.get_total_norm(here, order).to(device, torch.float64)
-        if math.isinf(order):
-            dist.all_reduce(norm, op=dist.ReduceOp.MAX, group=self.group)
-            return norm
-        norm = norm**order
-        dist.all_reduce(norm, group=self.group)
-        return norm ** (1 / order)
+
+def norm_over_ranks(
+    grads: Tensors, order: float = 2.0, group: dist.ProcessGroup | None = None
+) -> torch.Tensor:
+    """Return f64[], the norm over all gradients, of which every rank has some rows.
+
+    Every rank calls it at the same place, with gradients of the same parameters.
+
+    Args:
+        grads: this rank's rows of each, by path; at least one.
+        order: the order of the norm; ``math.inf`` for the largest absolute value.
+        group: the ranks; None for all.
+    """
+    device = next(iter(grads.values())).device
+    here = [grad for grad in grads.values() if grad.numel()]  # no elements have no maximum
+    norm = torch.zeros((), dtype=torch.float64, device=device)
+    if here:
+        norm = torch.nn.utils.get_total_norm(here, order).to(device, torch.float64)
+    if math.isinf(order):
+        dist.all_reduce(norm, op=dist.ReduceOp.MAX, group=group)
+        return norm
+    norm = norm**order
+    dist.all_reduce(norm, group=group)
+    return norm ** (1 / order)

@@ -341,3 +341,13 @@ def test_a_failure_is_printed_and_makes_it_return_false(capsys):
 
     assert helios.fit_many(trainer(), members(Own), Batches(zoo.regression(3))) is False
     assert "has a step() of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [{"fast_dev_run": True}, {"overfit_batches": 2}, {"detect_anomaly": True}],
+    ids=lambda argument: next(iter(argument)),
+)
+def test_what_is_for_finding_out_about_one_model_is_refused(argument):
+    with pytest.raises(ValueError, match=f"a trainer with {next(iter(argument))}"):
+        helios.fit_many(trainer(**argument), [zoo.Line("a")], Batches(zoo.regression(3)))

@@ -81,3 +81,20 @@ def test_the_terminal_has_the_least_and_the_greatest(capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     numbers = re.search(r"update 3/3  valid: loss min (\S+), loss max (\S+), accuracy min", line)
     assert float(numbers[1]) < float(numbers[2])
+
+
+def test_a_log_of_all_has_the_numbers_of_each_member_by_name(tmp_path):
+    import csv
+
+    from helios.loggers import CSVLog
+
+    models = members()
+    for steps in (3, 6):
+        logs = [CSVLog(tmp_path / "log.csv")]
+        fit(tmp_path / "c", models, steps=steps, print_frequency=2, valid_frequency=3, logs=logs)
+        models = members()
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert [row["update"] for row in rows] == ["2", "3", "4", "6"]
+    for name in NAMES:
+        assert [bool(row[f"{name}/train/loss"]) for row in rows] == [True, False, True, True]
+        assert [bool(row[f"{name}/valid/loss"]) for row in rows] == [False, True, False, True]
