@@ -50,7 +50,7 @@ from helios.trainer.evaluate import improves, validate
 from helios.trainer.hooks import Hooks, watched
 from helios.trainer.lookahead import Lookahead
 from helios.trainer.report import Reporter
-from helios.trainer.side_effects import put_by
+from helios.trainer.side_effects import held, put_by
 
 if TYPE_CHECKING:
     from helios.trainer.saving import Saves
@@ -178,6 +178,8 @@ class Loop:
                     break
         finally:
             self._batches.close()
+        if self._by_side_effect and self._save is None and self.resumable is not None:
+            self.resumable = held(self.model, self.resumable)  # to go on from in memory
         self._call("on_training_end", rng.fold(state.seed, "end", self.state.global_iteration))
 
     def _on_epoch_start(self, event: EpochStart, restore_rng: Callable[[], None] | None) -> Outcome:
@@ -247,7 +249,7 @@ class Loop:
         if self._plan.unit is TrainingUnit.EPOCH:
             state = end_epoch(state)
         self.state = state
-        self._remember(copy=self._save is not None)
+        self._remember(copy=True)
         assert self._valid is not None
         results = validate(
             state, self._hooks, self._valid, self._move, self._agreement, self._reporter.watched
