@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,8 @@ PACKAGES = {
     "helios.plugins": "What extends a run without changing its model.",
     "helios.plugins.optuna": "A search with Optuna that can be interrupted.",
     "helios.loggers": "Where metrics go, and what hooks log.",
+    "helios.exporting": "The trained network, for use without helios.",
+    "helios.trainer.flight": "The record of a run's updates.",
     "helios.tuning": "A learning rate and a batch size that fit.",
     "helios.testing": "The laws of a run, tried on a model of your own.",
     "helios.testing.strategies": "Hypothesis strategies for plans and states.",
@@ -40,7 +43,15 @@ PACKAGES = {
 }
 """The packages that have a page, in the order of the menu."""
 
-KNOWN_HERE = ("helios.core.lookup", "helios.functional.share", "optuna", "optuna.samplers")
+KNOWN_HERE = (
+    "helios.core.lookup",
+    "helios.functional.share",
+    "helios.functional.trainable",
+    "helios.trainer.flight.record",
+    "helios.trainer.store.fs",
+    "optuna",
+    "optuna.samplers",
+)
 """Where names of annotations are looked for that are imported for the type checker alone."""
 
 PREFERRED = {"helios.trainer": {"Trainer", "TrainingState", "TrainingUnit"}}
@@ -116,6 +127,16 @@ def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     return None
 
 
+def _is_attribute(owner: Any, name: str) -> bool:
+    """Tell whether a class says that its instances have an attribute."""
+    bases = getattr(owner, "__mro__", ())
+    return any(
+        name in getattr(base, "__annotations__", {})
+        or re.search(rf"^ +{name}: ", base.__doc__ or "", re.MULTILINE)
+        for base in bases
+    )
+
+
 def _candidates(target: str, node: Any) -> list[str]:
     """Return the full names that a name may stand for."""
     inside = [node.get("py:module"), node.get("py:class")]
@@ -135,8 +156,7 @@ def _existing(dotted: str) -> tuple[Any, str] | None:
             continue
         owner = value
         for depth, part in enumerate(parts[cut:]):
-            fields = getattr(value, "__annotations__", {})
-            if not hasattr(value, part) and part not in fields:
+            if not hasattr(value, part) and not _is_attribute(value, part):
                 return None
             value = getattr(value, part, None)
             if depth == 0:

@@ -7,6 +7,8 @@ from helios import optim as optim
 from helios import plugins as plugins
 from helios import trainer as trainer
 from helios.data import DataModule as DataModule
+from helios.exporting import export_onnx as export_onnx
+from helios.exporting import export_program as export_program
 from helios.functional import Carry as Carry
 from helios.functional import Loss as Loss
 from helios.functional import LossScale as LossScale

@@ -10,11 +10,8 @@ Nothing but this entry does that: no environment variable, and no content of a f
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import os
 import pdb
-import runpy
 import site
 import sys
 import sysconfig
@@ -30,6 +27,7 @@ from helios.errors import CheckpointError
 from helios.model import Model
 from helios.trainer.crash import Crash, read_crash, type_name
 from helios.trainer.fit import taken_over
+from helios.trainer.program import is_fit_of, start
 from helios.trainer.reproduce import fails_there, run_again, went_through
 from helios.trainer.trainer import Trainer
 
@@ -79,7 +77,7 @@ class _Debugging:
         """Start the program, and return the exit status."""
         try:
             with taken_over(self.take):
-                problem = _start(program)
+                problem = start(program)
             if problem is not None:
                 return _unusable(problem)
         except SystemExit:
@@ -99,11 +97,7 @@ class _Debugging:
         """Run the step again if this is its fit, and end the program; otherwise return False."""
         root = trainer.chkpt_root
         folder = None if root is None else root / model.save_name
-        if (
-            folder is None
-            or model.save_name != self.crash.save_name
-            or os.path.realpath(folder) != os.path.realpath(self.folder)
-        ):
+        if model.save_name != self.crash.save_name or not is_fit_of(trainer, model, self.folder):
             self.others.append(repr(model.save_name if folder is None else str(folder)))
             _say(f"the fit of {model.save_name!r} is not the one that failed: it runs as it is")
             return False
@@ -136,27 +130,6 @@ class _Debugging:
                 f"in {code.co_name}, {code.co_filename}:{frame.f_lineno}: {describe_locals(frame)}"
             )
         return REPRODUCED if same else WENT_THROUGH
-
-
-def _start(program: list[str]) -> str | None:
-    """Run a program as ``python`` would; return what is wrong with its name, if something is."""
-    if program[0] == "-m":
-        sys.argv = program[1:]  # runpy puts the file in the place of the name
-        found = None
-        with contextlib.suppress(ImportError, ValueError):
-            found = importlib.util.find_spec(program[1])
-        if found is None:
-            return f"there is no module {program[1]!r}"
-        runpy.run_module(program[1], run_name="__main__", alter_sys=True)
-        return None
-    script = os.path.abspath(program[0])
-    if not os.path.exists(script):
-        return f"there is no script {program[0]!r}"
-    sys.argv = list(program)
-    if not sys.flags.safe_path:
-        sys.path[0] = os.path.dirname(os.path.realpath(script))
-    runpy.run_path(script, run_name="__main__")
-    return None
 
 
 def innermost_frame(trace: TracebackType) -> FrameType:

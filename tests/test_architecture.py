@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "debug": {"trainer", "data", "model"} | LEAVES,
     "testing": {"functional", "core", "model", "data"} | LEAVES,
     "tuning": {"functional", "core", "model", "data"} | LEAVES,
-    "cli": {"functional", "trainer"} | LEAVES,
+    "exporting": {"functional", "model", "trainer"} | LEAVES,
+    "cli": {"functional", "trainer", "exporting"} | LEAVES,
     "__main__": {"cli"},
 }
 IMPURE = {"os", "pathlib", "time", "logging", "random", "socket", "subprocess", "threading", "io"}

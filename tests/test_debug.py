@@ -121,7 +121,7 @@ def fail(*arguments, program=("train.py",)):
     """Let the program fail in this process, and return its digest and the command it gives."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        debug._start([*program, *arguments])
+        debug.start([*program, *arguments])
     (digest,) = lines(out.getvalue(), "digest")
     (promise,) = lines(err.getvalue(), PROMISE)
     assert err.getvalue().rstrip().endswith(promise)
@@ -239,7 +239,7 @@ def test_fits_train_again_once_the_command_is_done(folder, capsys):
     _, command = fail()
     debug.main(command[3:])
     capsys.readouterr()
-    debug._start(["train.py", "--at", "0"])
+    debug.start(["train.py", "--at", "0"])
     assert "fitted True" in capsys.readouterr().out
 
 

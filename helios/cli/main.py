@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from helios.cli import inspect, plan, verify
-from helios.cli.output import GOOD, STATUSES
+from helios.cli import diff, export, inspect, plan, replay, verify
+from helios.cli.output import GOOD, INTERRUPTED, STATUSES
 from helios.version import __version__
 
-COMMANDS = (inspect, plan, verify)
+COMMANDS = (inspect, plan, verify, diff, replay, export)
 """Modules with ``add(commands)``, which gives the parser a ``run(arguments) -> int``."""
 
 
@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = given.run(given)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write("helios: interrupted\n")
+        return INTERRUPTED
     except BrokenPipeError:  # whoever reads the output has had enough of it: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return GOOD
@@ -38,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     whole = argparse.ArgumentParser(
         prog="helios",
-        description="Look at runs and checkpoints of helios. Nothing is changed.",
+        description="Look at runs and checkpoints of helios. No run is changed.",
         epilog=STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -11,6 +11,9 @@ import msgspec
 GOOD, WRONG, USAGE = 0, 1, 2
 """The exit statuses: all is well; what was looked at is not; it could not be looked at."""
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as a shell has it."""
+
 STATUSES = """\
 exit status:
   0  all is well

@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from helios.cli import recompute
+from helios.cli.again import add_script
 from helios.cli.command import add_command, add_json
 from helios.cli.output import (
     GOOD,
@@ -28,9 +30,12 @@ _EXAMPLES = """\
 examples:
   helios verify runs/digits
   helios verify runs/digits --json
+  helios verify runs/digits --recompute --script train.py --lr 0.1
 
 Every byte of every checkpoint is read, those of sharded ones too, and none is parsed. A digest
-tells that nothing has changed since it was written, not who wrote it.
+tells that nothing has changed since it was written, not who wrote it. With --recompute the run is
+computed again from its first checkpoint to its last instead, and the states are compared; the
+program is started as it was, ends where the fit would begin, and prints to standard error.
 
 """
 
@@ -50,12 +55,20 @@ def add(commands: Any) -> None:
         "folder", metavar="RUN", type=Path, help="a folder of checkpoints: <chkpt_root>/<save_name>"
     )
     add_json(parser)
+    parser.add_argument(
+        "--recompute", action="store_true", help="compute the run again, and compare its states"
+    )
+    add_script(parser)
 
 
 def run(given: argparse.Namespace) -> int:
     """Verify a run's checkpoints, and return the exit status."""
+    if given.recompute:
+        return recompute.run(given)
     folder: Path = given.folder
     problem = at(folder)
+    if problem is None and given.script is not None:
+        problem = "received --script without --recompute; expected both, or neither"
     if problem is None and not folder.is_dir():
         problem = (
             f"{str(folder)!r} is a file; expected a folder of checkpoints. For one of them, use "

@@ -14,6 +14,7 @@ from helios.data.cutting import TensorBatches
 from helios.data.deaths import hold_back, let_go
 from helios.data.device import as_it_is, pinned
 from helios.data.distributed import is_own
+from helios.data.order import batches_of
 from helios.data.pieces import Deal, cut, has_samples, own, repeated, samples_of
 from helios.data.stream import KeyedStream
 from helios.data.workers import cause_of_death, end_workers, shield, starting
@@ -210,6 +211,12 @@ class IndexedFeed(WorkerFeed):
         name = super().batch(epoch, number)
         indices = self.indices(epoch, number)
         return name if indices is None else f"{name}, of the indices {indices}"
+
+    def indices_from(self, epoch: int, number: int) -> Iterator[Any] | None:
+        """Iterate over the indices of batches, if the sampler can say them from there on."""
+        if not self.plan.resumable:
+            return None
+        return batches_of(self.plan.sampler.indices(epoch, number), self.plan.batch_size, None)
 
     def indices(self, epoch: int, number: int) -> list[Any] | None:
         """Return the indices of a batch, if the sampler can say them from there on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -183,6 +183,23 @@ class EpochSource:
         if indices is None or any(type(index) is not int for index in indices):
             return None
         return indices
+
+    def indices_from(self, epoch: int, number: int) -> Iterator[Sequence[Any]] | None:
+        """Iterate over the indices of the batches of an epoch, as `indices` gives them one by one.
+
+        What draws while it goes on may draw from the global generators: keep them.
+
+        Args:
+            epoch: counted from 0.
+            number: the first batch, counted from 0.
+
+        Returns:
+            None where they are not known. At the end of an epoch there may be one more, which is
+            dropped.
+        """
+        find = getattr(self._feed, "indices_from", None)
+        found: Iterator[Sequence[Any]] | None = None if find is None else find(epoch, number)
+        return found
 
     def state_after(self, batches: int) -> dict[str, Any] | None:
         """Return the position of an iterable dataset, as it says it itself.

@@ -163,11 +163,19 @@ def send(found: torch.Tensor, *others: Any) -> Callable[[], list[float]]:
     if device.type != "cuda":
         values = [_read(x) if isinstance(x, torch.Tensor) else float(x) for x in (found, *others)]
         return lambda: values
-    wide = [_on_device(x, device) for x in (found, *others)]
-    host = torch.empty(len(wide), dtype=torch.float64, pin_memory=True)
-    host.copy_(torch.stack(wide), non_blocking=True)
-    arrived = torch.Event(device)
-    arrived.record(torch.accelerator.current_stream(device))
+    return arriving(torch.stack([_on_device(x, device) for x in (found, *others)]))
+
+
+def arriving(numbers: torch.Tensor) -> Callable[[], list[float]]:
+    """Send numbers of a GPU to the host, and return what waits for them to arrive.
+
+    Args:
+        numbers: f64[n] on the device.
+    """
+    host = torch.empty(len(numbers), dtype=torch.float64, pin_memory=True)
+    host.copy_(numbers, non_blocking=True)
+    arrived = torch.Event(numbers.device)
+    arrived.record(torch.accelerator.current_stream(numbers.device))
 
     def wait() -> list[float]:
         arrived.synchronize()

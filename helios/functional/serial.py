@@ -15,12 +15,13 @@ from typing import Any
 
 import msgspec
 import torch
+from msgspec.structs import replace
 
 from helios.errors import SerialisationError, StateMismatchError
 from helios.functional.metrics import Mean
 from helios.functional.precision import LossScale
 from helios.functional.state import Accumulator, Carry, TrainingState, take_carry
-from helios.functional.tree import leaves_with_paths, map_leaves, raw
+from helios.functional.tree import leaves_with_paths, map_leaves, place, raw
 
 _MAGIC = b"helios-state\x00"
 _SCHEMA = 1
@@ -116,7 +117,9 @@ def from_bytes(data: bytes, like: TrainingState | None = None) -> TrainingState:
     Args:
         data: the bytes.
         like: (optional) a state of the expected tree, shapes and dtypes, such as `init_state`
-            gives; tensors then go to the devices of its own. Without it they are on the CPU.
+            gives; tensors then go to the devices of its own. What comes and goes in a run (open
+            windows, running metrics, the best score) need not be in it. Without it they are on the
+            CPU.
 
     Returns:
         A state equal to the one written.
@@ -154,7 +157,37 @@ def from_bytes(data: bytes, like: TrainingState | None = None) -> TrainingState:
         raise SerialisationError(f"{len(reader.payload) - reader.at} bytes are left over")
     if not isinstance(state, TrainingState):
         raise SerialisationError(f"received a {type(state).__name__}; expected a TrainingState")
-    return state if like is None else placed_like(state, like)
+    return state if like is None else replace(state, carry=carry_like(state.carry, like.carry))
+
+
+def carry_like(carry: Any, like: Any) -> Any:
+    """Return a carry on the devices of a fresh one, after checking it against that.
+
+    The open windows, the running metrics and the best score come and go in a run: they are checked
+    against the parameters, or not at all.
+
+    Raises:
+        StateMismatchError: if paths, shapes or dtypes differ; the message lists them.
+    """
+    if not isinstance(carry, Carry) or not isinstance(like, Carry):
+        return placed_like(carry, like)
+    if carry.accumulators.keys() != like.accumulators.keys():
+        raise StateMismatchError(
+            f"the objectives were {sorted(carry.accumulators)} and are {sorted(like.accumulators)}"
+        )
+    for window in carry.accumulators.values():
+        problems = mismatches(window.grads, {n: like.params.get(n) for n in window.grads})
+        if problems:
+            raise StateMismatchError(f"the open accumulation window does not fit: {problems[0]}")
+    device = next(iter(like.params.values())).device
+    transient: dict[str, Any] = {"accumulators": {}, "metrics": {}, "best": None}
+    fixed = placed_like(replace(carry, **transient), replace(like, **transient))
+    return replace(
+        fixed,
+        accumulators=place(carry.accumulators, device),
+        metrics=place(carry.metrics, device),
+        best=carry.best,
+    )
 
 
 def placed_like(tree: Any, like: Any) -> Any:
@@ -173,11 +206,11 @@ def placed_like(tree: Any, like: Any) -> Any:
         )
     devices = iter([leaf for _, leaf in leaves_with_paths(like)])
 
-    def place(leaf: Any) -> Any:
+    def placed(leaf: Any) -> Any:
         target = next(devices)
         return leaf.to(target.device) if isinstance(leaf, torch.Tensor) else leaf
 
-    return map_leaves(place, tree)
+    return map_leaves(placed, tree)
 
 
 def mismatches(tree: Any, like: Any) -> list[str]:

@@ -267,6 +267,11 @@ class ImperativeModel(Model):
         """Return the parameters that are found in networks and optimizers of the model."""
         return list(trained(vars(self)).values())
 
+    @property
+    def tells_its_state(self) -> bool:
+        """Whether `state_dict` is overridden, so that a run can go on from what it returns."""
+        return type(self).state_dict is not ImperativeModel.state_dict
+
     def captured(self, state: TrainingState) -> TrainingState:
         """Return a state whose carry has all that a checkpoint holds of the model now.
 

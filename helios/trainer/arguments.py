@@ -301,6 +301,18 @@ def check_timeout(timeout: Any) -> float:
     return float(timeout)
 
 
+def check_recorder(flight_recorder: Any, chkpt_root: Path | None) -> bool:
+    """Return whether to record every update.
+
+    Raises:
+        TypeError: if it is no bool.
+        ValueError: if there is no folder to do it in.
+    """
+    if check_bool("flight_recorder", flight_recorder) and chkpt_root is None:
+        raise _value("flight_recorder", True, "a chkpt_root too: the record is kept in its folder")
+    return bool(flight_recorder)
+
+
 def check_exclusive(
     *,
     benchmark: bool,

@@ -25,6 +25,7 @@ from helios.trainer.banner import banner
 from helios.trainer.crash import record_crash
 from helios.trainer.evaluate import test as evaluate_test
 from helios.trainer.fingerprint import fingerprint
+from helios.trainer.flight.opening import open_recorder
 from helios.trainer.hooks import Hooks
 from helios.trainer.in_memory import begin_anew, leave, whereabouts
 from helios.trainer.inputs import make_plan, sources, total_updates
@@ -125,9 +126,6 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             trainer.say(f"Resuming training from {place}", loggers.logger)
             warn_of_lost_promises(trainer, content, environment_now)
         reporter = _open_reporter(trainer, plan, state, loggers, stack, agreement)
-        # The norm of a sharded model is computed by all ranks, or by none.
-        observers = Observers(plan, division.norm, reports=agreement.of_first(trainer.log.is_on))
-        reporter.measure = Measures(model, observers)
         saver = None
         if trainer.chkpt_root is not None:
             saver = division.saver(
@@ -147,6 +145,15 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             stack.callback(saver.close)  # the lock is given back after it
             if content is not None:
                 saver.hold(state)
+        recorder = open_recorder(trainer, store, train, state, division, stack)
+        # The norm of a sharded model is computed by all ranks, or by none.
+        observers = Observers(
+            plan,
+            division.norm,
+            reports=agreement.of_first(trainer.log.is_on),
+            members=() if recorder is None else (recorder,),
+        )
+        reporter.measure = Measures(model, observers)
         # On the CPU the answer is there at once; elsewhere, nobody waits for it.
         deferred = None if trainer.device.type == "cpu" else Deferred()
         step = make_step(
@@ -172,6 +179,7 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
             saver,
             agreement,
             lambda: None if deferred is None else deferred.check(),
+            records=recorder,
         )
         trainer.loop = loop
         stack.enter_context(signals)

@@ -65,6 +65,7 @@ class Hooks:
         return any(over() for over in self.overs)
 
     def _of_all(self, name: str) -> Hook | None:
+        # What an imperative model does by default its step does, if no hook has.
         base = ImperativeModel if isinstance(self.model, ImperativeModel) else ModelHooks
         own = overridden(self.model, name, base)
         return in_turn((*self.plugins.hooks(name), *(() if own is None else (own,))))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from helios.errors import ResumeError
 from helios.functional.state import TrainingState
+from helios.model.imperative import ImperativeModel
 from helios.trainer.saving import Saver
 
 if TYPE_CHECKING:
@@ -69,6 +70,12 @@ def leave(
         fingerprint: the environment.
         interrupted: whether a signal asked for it.
     """
+    if isinstance(loop.model, ImperativeModel) and not loop.model.tells_its_state:
+        return Left(
+            None,
+            f"{type(loop.model).__name__} trains by side effect and has no state_dict(). Override "
+            "state_dict() and load_state_dict()",
+        )
     state = loop.at_resumable()
     if state is None:
         return Left(

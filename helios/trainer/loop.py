@@ -47,10 +47,12 @@ from helios.functional.trainable import custom_step
 from helios.trainer.agreement import Agreement
 from helios.trainer.crash import Stage
 from helios.trainer.evaluate import improves, validate
+from helios.trainer.flight.recorder import NoRecords, Records
 from helios.trainer.hooks import Hooks, watched
 from helios.trainer.lookahead import Lookahead
 from helios.trainer.report import Reporter
 from helios.trainer.side_effects import held, put_by
+from helios.trainer.skips import Skips
 
 if TYPE_CHECKING:
     from helios.trainer.saving import Saves
@@ -79,6 +81,7 @@ class Loop:
         agreement: decides where the run is left or stopped; by default this process alone does.
         sound: called before anything of the state is shown or saved: it raises if an update before
             was not finite.
+        records: is told of every update.
 
     Attributes:
         model: the model that is trained.
@@ -100,6 +103,7 @@ class Loop:
         save: Saves | None = None,
         agreement: Agreement | None = None,
         sound: Callable[[], None] = lambda: None,
+        records: Records | None = None,
     ) -> None:
         self._plan = plan
         self._step = step
@@ -112,13 +116,14 @@ class Loop:
         self._save = save
         self._agreement = Agreement(hooks.stop_asked) if agreement is None else agreement
         self._sound = sound
-        self._skipped = 0
+        self._records: Records = NoRecords() if records is None else records
+        self._skips = Skips(reporter)
         self._binding = None
         if any(True for _ in hooks.model.parameters()):
             self._binding = bind(hooks.model)
         self._custom = custom_step(hooks.model) is not None
-        self._by_side_effect = hooks.model.trains_by_side_effect
         self._batches = Lookahead()
+        self._by_side_effect = hooks.model.trains_by_side_effect
         self._clock = 0.0
         self.state = TrainingState()
         self.resumable: TrainingState | None = None
@@ -140,7 +145,7 @@ class Loop:
             Every event before it is done, with the state that everything before it led to.
         """
         self.state = state
-        self._skipped = _skipped(state)
+        self._skips.begin(state)
         self._hold(state)
         self._hooks.model.train()
         self._call("on_training_start", rng.fold(state.seed, "start", state.global_iteration))
@@ -237,10 +242,13 @@ class Loop:
             self._check_sound()
             state = self._reported(state)
         if event.update:
-            self._count_skipped(state)
+            self._records.update(state)
+            self._skips.look(state)
             self._reporter.advance(state)
         self.state = state
         self.batch = None
+        if event.log:
+            self._records.flush()
         self._mark(state)
         return _STOP if self._agreement.after_update(is_last=event.update) else _GO_ON
 
@@ -277,9 +285,14 @@ class Loop:
         self._check_sound()
         self._mark(self.state)
         if self._save is not None:
-            self._reporter.write()
-            self._save(self.state)
+            self._write(self._save, self.state)
         return self._after()
+
+    def _write(self, save: Saves, state: TrainingState) -> None:
+        """Save a state, and before it what the logs and the record of the run have up to it."""
+        self._reporter.write()
+        self._records.flush(sync=True)
+        save(state)
 
     def _after(self, *, improved: bool = True, over: bool = False) -> Outcome:
         """Answer an event that is no micro-batch; its time is not the micro-batches'."""
@@ -301,8 +314,7 @@ class Loop:
         if state is not None and not held:
             self._check_sound()
             self.at_resumable()
-            self._reporter.write()
-            save(state)
+            self._write(save, state)
         save.finish()
 
     def at_resumable(self) -> TrainingState | None:
@@ -361,6 +373,7 @@ class Loop:
     def _settled(self, state: TrainingState) -> TrainingState:
         """Report the training metrics where no print frequency does."""
         self._check_sound()
+        self._records.flush()
         return state if self._plan.print_frequency else self._reported(state)
 
     def _reported(self, state: TrainingState) -> TrainingState:
@@ -377,23 +390,8 @@ class Loop:
             self.resumable = None  # a bad update is in it
             raise
 
-    def _count_skipped(self, state: TrainingState) -> None:
-        """Say that an update was left out: on the terminal at 1, 2, 4, 8, ..., else in the log."""
-        count = _skipped(state)
-        if count > self._skipped:
-            self._skipped = count
-            say = self._reporter.say if count & (count - 1) else self._reporter.announce
-            say(
-                f"update {state.current_iteration} was left out: its loss or a gradient is NaN or "
-                f"infinite ({count} so far)"
-            )
-
 
 def _nothing() -> Generator[Event, Outcome | None, TrainingState]:
     """Return the events of a run that a plugin takes for over."""
     yield Stop(StopReason.REQUESTED)
     return TrainingState()
-
-
-def _skipped(state: TrainingState) -> int:
-    return state.carry.skipped if isinstance(state.carry, Carry) else 0

@@ -125,11 +125,26 @@ def recorded_digests(folder: str | Path) -> dict[int, str]:
     folder = Path(folder)
     digests = {}
     for entry in reversed(committed(OsFs(), folder, folder.name)):
-        content = read_checkpoint(folder / f"{entry.stem}.pth")
-        state = stored_state(content)
-        if _is_settled(msgspec.convert(content["plan"], Plan), state):
-            digests[state.current_iteration] = digest(state)
+        known = recorded_digest(folder / f"{entry.stem}.pth")
+        if known is not None:
+            digests[known[0]] = known[1]
     return digests
+
+
+def recorded_digest(checkpoint: Path) -> tuple[int, str] | None:
+    """Return the update and the digest of a checkpoint; None if no replay yields such a state.
+
+    Args:
+        checkpoint: the ``.pth`` file.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    content = read_checkpoint(checkpoint)
+    state = stored_state(content)
+    if not _is_settled(msgspec.convert(content["plan"], Plan), state):
+        return None
+    return state.current_iteration, digest(state)
 
 
 def _is_settled(plan: Plan, state: TrainingState) -> bool:

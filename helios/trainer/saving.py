@@ -209,6 +209,7 @@ class Saver:
     def _collect(self, state: TrainingState) -> tuple[str, dict[str, Any], _Score]:
         """Return the name of a checkpoint, its content, and the score of its state."""
         model = self._model
+        state = model.captured(state)
         place = (state.global_epoch, state.current_iteration)
         inside = state.global_iteration if state.window_iter else None
         due = inside is None and is_due(self._plan, state)

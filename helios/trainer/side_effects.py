@@ -39,7 +39,7 @@ def check_supported(trainer: Trainer, model: Model) -> None:
         "torch.optim.swa_utils.AveragedModel": model.average is not None,
         "no state_dict(): its checkpoints would hold nothing to go on from. Override state_dict() "
         "and load_state_dict(), or leave chkpt_root out": trainer.chkpt_root is not None
-        and type(model).state_dict is ImperativeModel.state_dict,
+        and not model.tells_its_state,
     }
     for problem, is_there in problems.items():
         if is_there:

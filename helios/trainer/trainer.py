@@ -106,6 +106,9 @@ class Trainer(RunInProgress):
             to false.
         logs: where metrics and what hooks log go beside TensorBoard: `helios.CSVLog`,
             `helios.JSONLog`, `helios.WandbLog`, or logs of one's own.
+        flight_recorder: whether to keep a record of every update beside the checkpoints: its loss,
+            the norm of its gradients and a digest of the indices of its samples. ``helios diff``
+            finds in it where two runs part. Defaults to false.
 
     Raises:
         TypeError: if an argument is of the wrong type; a bool is not an int here.
@@ -159,6 +162,7 @@ class Trainer(RunInProgress):
         profile: Profile | None = None,
         print_summary: bool = False,
         logs: Sequence[RunLog] = (),
+        flight_recorder: bool = False,
     ) -> None:
         super().__init__()
         self.run_name = check_run_name(run_name)
@@ -216,6 +220,7 @@ class Trainer(RunInProgress):
         self.profile = check.check_profile(profile)
         self.print_summary = check.check_bool("print_summary", print_summary)
         self.logs = check.check_logs(logs)
+        self.flight_recorder = check.check_recorder(flight_recorder, self.chkpt_root)
         self._plugins = check.check_plugins(plugins)
 
     @property

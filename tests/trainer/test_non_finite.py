@@ -158,8 +158,8 @@ class TestDeferred:
             return make_step(*args, **{**kwargs, "deferred": self.deferred})
 
         class Asking(fit_module.Loop):
-            def __init__(loop, *args):  # noqa: N805 - self is the test
-                super().__init__(*args[:-1], lambda: self.deferred.check())
+            def __init__(loop, *args, **kwargs):  # noqa: N805 - self is the test
+                super().__init__(*args[:-1], lambda: self.deferred.check(), **kwargs)
 
         monkeypatch.setattr(fit_module, "make_step", with_deferred)
         monkeypatch.setattr(fit_module, "Loop", Asking)

@@ -117,6 +117,11 @@ def _check_trainer(trainer: Trainer) -> None:
                 f"fit_many: received a trainer with {name}={getattr(trainer, name)!r}, which is "
                 "for one model; expected it to be left out. Try one of the members with it"
             )
+    if trainer.flight_recorder:
+        raise ValueError(
+            "fit_many: received a trainer with flight_recorder=True; expected one without: of "
+            "members that are trained at once no single updates are recorded"
+        )
     for name, plugin in trainer.plugins.items():
         if overridden(plugin, "configure_model") is not None:
             raise ValueError(

@@ -110,7 +110,11 @@ class DDPEngine:
             weight = None
             if loss.weight is not None:
                 known = self._before.pop(objective.name, 0)
-                numbers = (window.weight, known, counting(loss, piece).weight)
+                numbers = (
+                    window.weight,
+                    known,
+                    counting(loss, piece, self._ranks.world_size).weight,
+                )
                 weight = Sum(numbers, total.device)
             started.extend((reduction, sent, weight))
             flag = (window.total + loss.total.detach()) * 0
@@ -130,7 +134,7 @@ class DDPEngine:
         )
         self._streams.end()
         counted = loss_metrics(objective.metric, loss, piece.count) if piece.count else {}
-        loss = counting(loss, piece)
+        loss = counting(loss, piece, self._ranks.world_size)
         params = binding.parameters_after(params) if binding.frozen else params
         if not turn.update:
             buffers = binding.buffers(buffers) if buffers else buffers

@@ -115,7 +115,7 @@ class FSDPEngine:
         self._streams.end()
         reached = self._reached_so_far(objective.name, turn, window, reached & {*trained})
         counted = loss_metrics(objective.metric, loss, piece.count) if piece.count else {}
-        loss = counting(without_graph(loss), piece)
+        loss = counting(without_graph(loss), piece, self._ranks.world_size)
         if binding.frozen:
             params = binding.parameters_after(params)
         if not turn.update:

@@ -218,11 +218,22 @@ def reaches(total: torch.Tensor, leaves: Sequence[nn.Parameter]) -> bool:
     return not wanted
 
 
-def counting(loss: Loss, piece: Piece) -> Loss:
-    """Return the loss of a piece as it counts: what is there for its shape alone has no weight."""
-    if loss.weight is None or piece.count:
+def counting(loss: Loss, piece: Piece, ranks: int) -> Loss:
+    """Return the loss of a piece as it counts: what is there for its shape alone has no weight.
+
+    The mean over the ranks of their mean losses is then that over all samples.
+
+    Args:
+        loss: the loss of the piece.
+        piece: which.
+        ranks: how many ranks there are, with a piece each.
+    """
+    if loss.weight is None:
+        factor = piece.count * ranks / piece.of
+        return loss if factor == 1.0 else replace(loss, total=loss.total * factor)
+    if piece.count:
         return loss
-    return replace(loss, weight=loss.weight * 0)
+    return replace(loss, total=loss.total * 0, weight=loss.weight * 0)
 
 
 def mixed_losses(name: str) -> LossError:

@@ -19,9 +19,8 @@ from helios.errors import (
     ResumeError,
     StateMismatchError,
 )
-from helios.functional.serial import STRUCTS, mismatches, placed_like
-from helios.functional.state import COUNTERS, Carry, TrainingState, take_carry
-from helios.functional.tree import place
+from helios.functional.serial import STRUCTS, carry_like
+from helios.functional.state import COUNTERS, TrainingState, take_carry
 from helios.trainer.store.manifest import SCHEMA
 
 PARTS = ("training_state", "carry", "model", "plan", "rng", "log", "plugins", "data", "fingerprint")
@@ -98,7 +97,7 @@ def restore_state(content: dict[str, Any], like: TrainingState) -> TrainingState
     """
     state = stored_state(content)
     try:
-        return replace(state, carry=_placed(state.carry, take_carry(like)))
+        return replace(state, carry=carry_like(state.carry, take_carry(like)))
     except StateMismatchError as error:
         raise ResumeError(f"the checkpoint cannot be resumed with this model: {error}") from error
 
@@ -113,33 +112,6 @@ def stored_state(content: dict[str, Any]) -> TrainingState:
     return TrainingState(
         **{name: counters[name] for name in _NUMBERS},
         carry=_from_builtins(content["carry"]),
-    )
-
-
-def _placed(carry: Any, like: Any) -> Any:
-    """Check a carry against a fresh one, and move it to its devices.
-
-    The open windows, the running metrics and the best score come and go in a run: they are checked
-    against the parameters, or not at all.
-    """
-    if not isinstance(carry, Carry) or not isinstance(like, Carry):
-        return placed_like(carry, like)
-    if carry.accumulators.keys() != like.accumulators.keys():
-        raise StateMismatchError(
-            f"the objectives were {sorted(carry.accumulators)} and are {sorted(like.accumulators)}"
-        )
-    for window in carry.accumulators.values():
-        problems = mismatches(window.grads, {n: like.params.get(n) for n in window.grads})
-        if problems:
-            raise StateMismatchError(f"the open accumulation window does not fit: {problems[0]}")
-    device = next(iter(like.params.values())).device
-    transient: dict[str, Any] = {"accumulators": {}, "metrics": {}, "best": None}
-    fixed = placed_like(replace(carry, **transient), replace(like, **transient))
-    return replace(
-        fixed,
-        accumulators=place(carry.accumulators, device),
-        metrics=place(carry.metrics, device),
-        best=carry.best,
     )
 
 

@@ -30,6 +30,13 @@ class Fs(Protocol):
         """Create a file that must not exist, for its owner alone; return a descriptor to write."""
         ...
 
+    def append(self, path: Path, size: int) -> int:
+        """Open a regular file, never through a link; return a descriptor to write after ``size``.
+
+        What the file has beyond that is cut off.
+        """
+        ...
+
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write some of ``data``, and return how many bytes that were."""
         ...
@@ -81,6 +88,20 @@ class OsFs:
     def create(self, path: Path) -> int:
         """Create a file; see `Fs`."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC, 0o600)
+
+    def append(self, path: Path, size: int) -> int:
+        """Open a file to write after some bytes of it; see `Fs`."""
+        flags = os.O_WRONLY | os.O_APPEND | _NOFOLLOW | _NONBLOCK | _CLOEXEC
+        descriptor = os.open(path, flags)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", str(path))
+            if os.fstat(descriptor).st_size > size:
+                os.ftruncate(descriptor, size)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write some of ``data``; see `Fs`."""
