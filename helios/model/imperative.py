@@ -42,7 +42,7 @@ class ImperativeModel(Model):
             `train_step`. They are reported as training metrics. Cleared before the next one.
         _running_losses: their sums since the last validation. On a device other than the CPU they
             stay there: ``float(...)`` waits for it.
-        _val_scores: for the scores of a validation. Its numbers are among `valid_metrics` once
+        _val_scores: for the scores of a validation. Its numbers are among ``valid_metrics`` once
             ``on_validation_end`` has run, so that a `helios.Monitor` finds them.
         _test_scores: for the scores of a test, as ``_val_scores``.
 
@@ -255,12 +255,12 @@ class ImperativeModel(Model):
             self.train()
 
     def after_validation(self) -> None:
-        """Take the numbers of ``_val_scores`` into `valid_metrics`; clear the running losses."""
+        """Take the numbers of ``_val_scores`` into ``valid_metrics``; clear the running losses."""
         self.valid_metrics = {**self.valid_metrics, **_numbers(self._val_scores)}
         self._running_losses.clear()
 
     def after_testing(self) -> None:
-        """Take the numbers of ``_test_scores`` into `test_metrics`."""
+        """Take the numbers of ``_test_scores`` into ``test_metrics``."""
         self.test_metrics = {**self.test_metrics, **_numbers(self._test_scores)}
 
     def own_parameters(self) -> list[torch.Tensor]:

@@ -73,9 +73,7 @@ class Model(ModelHooks, nn.Module, abc.ABC):
         (1, 0)
     """
 
-    trains_by_side_effect: ClassVar[bool] = False
-    """Whether the model alone holds what it trains, as a `helios.ImperativeModel` does."""
-
+    trains_by_side_effect: ClassVar[bool] = False  # whether it alone holds what it trains
     optimizer: Transformation | None
     average: Averaging | None
     monitor: Monitor | None

@@ -83,7 +83,7 @@ def describe_precision(model: Model) -> str:
     scale = policy.initial_scale()
     scaled = "" if scale is None else f", loss scale {scale.scale:g} at first"
     if policy.dtype is None:
-        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.own_parameters()})
         return (", ".join(dtypes) or "float32") + scaled
     return f"{str(policy.dtype).removeprefix('torch.')} where autocast allows it{scaled}"
 

@@ -51,7 +51,7 @@ from helios.trainer.flight.recorder import NoRecords, Records
 from helios.trainer.hooks import Hooks, watched
 from helios.trainer.lookahead import Lookahead
 from helios.trainer.report import Reporter
-from helios.trainer.side_effects import put_by
+from helios.trainer.side_effects import held, put_by
 from helios.trainer.skips import Skips
 
 if TYPE_CHECKING:
@@ -183,6 +183,8 @@ class Loop:
                     break
         finally:
             self._batches.close()
+        if self._by_side_effect and self._save is None and self.resumable is not None:
+            self.resumable = held(self.model, self.resumable)  # to go on from in memory
         self._call("on_training_end", rng.fold(state.seed, "end", self.state.global_iteration))
 
     def _on_epoch_start(self, event: EpochStart, restore_rng: Callable[[], None] | None) -> Outcome:
@@ -255,7 +257,7 @@ class Loop:
         if self._plan.unit is TrainingUnit.EPOCH:
             state = end_epoch(state)
         self.state = state
-        self._remember(copy=self._save is not None)
+        self._remember(copy=True)
         assert self._valid is not None
         results = validate(
             state, self._hooks, self._valid, self._move, self._agreement, self._reporter.watched

@@ -10,7 +10,7 @@ import torch
 
 from helios.errors import ModelError, ResumeError
 from helios.functional.state import TrainingState
-from helios.functional.tree import clone, place
+from helios.functional.tree import map_leaves, place
 from helios.model.imperative import OBJECTIVE, ImperativeModel
 from helios.model.model import Model
 from helios.trainer.store import stored_state
@@ -79,11 +79,29 @@ def put_by(model: Model, state: TrainingState, *, copy: bool) -> TrainingState |
     Args:
         model: the model, which trains by side effect.
         state: the state that it is in.
-        copy: whether to copy what the model holds; else the state is let go of.
+        copy: whether to copy what the model holds, to the host; else the state is let go of.
     """
-    if state.carry.opt_state:
-        return state
-    return clone(model.captured(state)) if copy else None
+    if state.carry.opt_state or not copy:
+        return state if state.carry.opt_state else None
+    found = held(model, state)
+    return None if found is None else map_leaves(_on_host, found)
+
+
+def held(model: Model, state: TrainingState) -> TrainingState | None:
+    """Return a state with what the model holds of it, not copied; None if it does not tell.
+
+    What a model without checkpoints returns as its ``state_dict`` is its own affair.
+    """
+    if type(model).state_dict is ImperativeModel.state_dict:
+        return None
+    try:
+        return model.captured(state)
+    except Exception:
+        return None
+
+
+def _on_host(leaf: Any) -> Any:
+    return leaf.detach().to("cpu", copy=True) if isinstance(leaf, torch.Tensor) else leaf
 
 
 def held_model(state: TrainingState) -> dict[str, Any]:

@@ -40,6 +40,20 @@ def output(name, folder):
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Return the folder and the output of a script, which is run once for all tests."""
+    done = {}
+
+    def run(name):
+        if name not in done:
+            folder = tmp_path_factory.mktemp(name.removesuffix(".py"))
+            done[name] = folder, output(name, folder)
+        return done[name]
+
+    return run
+
+
 def last_line(text):
     return text.strip().splitlines()[-1]
 
@@ -58,34 +72,35 @@ def test_every_pair_of_files_is_on_the_page():
     assert sorted(pairs) == FILES
 
 
-def test_the_loop_by_hand_and_helios_print_the_same_loss_to_the_last_bit(tmp_path):
-    before = last_line(output("from_loop_before.py", tmp_path))
-    after = last_line(output("from_loop_after.py", tmp_path))
+def test_the_loop_by_hand_and_helios_print_the_same_loss_to_the_last_bit(ran):
+    before = last_line(ran("from_loop_before.py")[1])
+    after = last_line(ran("from_loop_after.py")[1])
     assert before.startswith("valid loss 0.")
     assert after == before
 
 
 @pytest.mark.parametrize("name", ["from_loop_after.py", "from_lightning_after.py"])
-def test_what_is_done_says_so_when_it_is_run_again(name, tmp_path):
-    first, second = output(name, tmp_path), output(name, tmp_path)
+def test_what_is_done_says_so_when_it_is_run_again(name, ran):
+    folder, first = ran(name)
+    second = output(name, folder)
     assert "Nothing is left to train" in second
     assert last_line(first) == last_line(second)
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n.startswith("from_lightning")])
-def test_the_scripts_of_lightning_learn(name, tmp_path):
+def test_the_scripts_of_lightning_learn(name, ran):
     if name in NEEDS:
         pytest.importorskip(NEEDS[name], reason=f"{name} needs {NEEDS[name]}")
-    assert float(last_line(output(name, tmp_path)).split()[-1]) > 0.7
+    assert float(last_line(ran(name)[1]).split()[-1]) > 0.7
 
 
-def test_a_model_of_1_x_learns_with_another_base_class(tmp_path):
-    text = output("from_imperative_after.py", tmp_path)
+def test_a_model_of_1_x_learns_with_another_base_class(ran):
+    folder, text = ran("from_imperative_after.py")
     assert float(last_line(text).split()[-1]) > 0.8
-    found = [path.name for path in (tmp_path / "runs" / "classifier").glob("*.pth")]
+    found = [path.name for path in (folder / "runs" / "classifier").glob("*.pth")]
     assert len(found) == 4
     assert all("_best_0." in name for name in found)
-    (log,) = (tmp_path / "logs").iterdir()
+    (log,) = (folder / "logs").iterdir()
     assert log.read_text().count("mean loss") == 4
 
 

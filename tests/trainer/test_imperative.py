@@ -411,3 +411,16 @@ def test_a_signal_in_a_validation_loses_nothing(tmp_path):
 def test_a_stop_in_an_open_window_is_one_there(tmp_path):
     made = run(tmp_path, Imperative(), data(), accumulation_steps=3, plugins=[Stopper(4)])
     assert made.state.window_iter == 1
+
+
+def test_a_fit_without_files_is_gone_on_with_in_memory():
+    def net_after(*steps):
+        model = Whole()
+        made = trainer(steps=steps[0], random_seed=3)
+        assert made.fit(model, data())
+        for more in steps[1:]:
+            made.total_steps = more
+            assert made.resume()
+        return dict(model._net.state_dict())
+
+    assert same(net_after(4, 6, 8), net_after(8))
