@@ -37,6 +37,7 @@ from helios.plugins import Plugin as Plugin
 from helios.trainer import Trainer as Trainer
 from helios.trainer import TrainingState as TrainingState
 from helios.trainer import TrainingUnit as TrainingUnit
+from helios.trainer.flight import flight_record as flight_record
 from helios.trainer.many.entry import fit_many as fit_many
 from helios.trainer.profiling import Profile as Profile
 from helios.trainer.ranks.options import DDP as DDP
