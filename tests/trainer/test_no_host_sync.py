@@ -189,6 +189,35 @@ def test_nothing_is_read_between_two_logs(case, tmp_path):
     assert watching.found == []
 
 
+class Telling(Plain):
+    """Hands a tensor to the logs in every micro-batch."""
+
+    def on_training_batch_end(self, state, should_log=False):
+        self.trainer.log.scalar("told/weight", self.net.weight.detach().mean())
+
+
+def test_nothing_is_read_between_two_logs_for_the_logs_and_the_record_of_a_run(tmp_path):
+    watching = Watching()
+
+    def turn(on):
+        watching.is_on = on
+
+    model = between_logs(Telling("telling"), lambda: turn(True), lambda: turn(False))
+    with watching:
+        fit(
+            model,
+            print_frequency=3,
+            enable_tensorboard=True,
+            run_path=tmp_path / "board",
+            logs=[helios.CSVLog(tmp_path / "log.csv")],
+            chkpt_root=tmp_path / "root",
+            flight_recorder=True,
+        )
+    assert watching.found == []
+    assert len((tmp_path / "log.csv").read_text().splitlines()) > 1
+    assert len(helios.flight_record(tmp_path / "root" / "telling")) == WINDOWS
+
+
 def test_a_read_on_the_cpu_would_be_seen():
     watching = Watching()
 
