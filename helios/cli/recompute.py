@@ -78,8 +78,10 @@ def recomputed(folder: Path, program: list[str]) -> Recomputed:
     def act(trainer: Any, model: Any, datamodule: Any) -> None:
         nonlocal last, compared, records
         from helios.trainer.again import states_again
+        from helios.trainer.store import read_checkpoint
 
-        states = states_again(trainer, model, datamodule, folder / first.file, note=notes)
+        content = read_checkpoint(folder / first.file)
+        states = states_again(trainer, model, datamodule, content, note=notes)
         for state, entry in states:
             last = state.current_iteration
             if flight is not None and entry is not None and flight.first <= last <= flight.last:

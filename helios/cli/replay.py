@@ -127,9 +127,10 @@ def replayed(folder: Path, step: int, program: list[str]) -> tuple[Any, Replayed
 
     def act(trainer: Any, model: Any, datamodule: Any) -> None:
         from helios.trainer.again import states_again
+        from helios.trainer.store import read_checkpoint
 
-        start = None if begin is None else folder / begin.file
-        states = states_again(trainer, model, datamodule, start, seed=found[0].seed, note=notes)
+        content = None if begin is None else read_checkpoint(folder / begin.file)
+        states = states_again(trainer, model, datamodule, content, seed=found[0].seed, note=notes)
         for state, entry in states:
             if state.current_iteration >= step:
                 after.append((state, entry))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,7 +31,6 @@ from helios.trainer.report import Reporter
 from helios.trainer.resuming import check_position, resume, take_up
 from helios.trainer.saving import rng_restorer
 from helios.trainer.session import session
-from helios.trainer.store import read_checkpoint
 from helios.trainer.trainer import Trainer
 
 
@@ -40,12 +38,13 @@ def states_again(
     trainer: Trainer,
     model: Model,
     datamodule: DataModule,
-    checkpoint: Path | None,
+    content: dict[str, Any] | None,
     updates: int | None = None,
     *,
     seed: int | None = None,
     begin: bytes = START,
     note: list[str] | None = None,
+    recorded: bool = True,
 ) -> Iterator[tuple[TrainingState, Entry | None]]:
     """Yield the states of a run after each update that followed a checkpoint, with its record.
 
@@ -55,21 +54,20 @@ def states_again(
         trainer: of the run; its arguments and its plugins hold.
         model: of the run, freshly made.
         datamodule: of the run.
-        checkpoint: where to begin; None for the start of the run.
+        content: the checkpoint to begin at; None for the start of the run.
         updates: how many states to yield; None for all up to the end of the plan.
         seed: (optional) the seed that a run from its start must have.
         begin: the chained digest of the flight record where it begins.
         note: (optional) is given a sentence if the environment is not that of the checkpoint.
+        recorded: whether to make the records: that takes the norm of the gradients.
 
     Yields:
         The state after an update, valid as long as the caller keeps it, and the update's record.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be read.
         ResumeError: if it does not fit the program.
     """
     trainer.loop = None
-    content = None if checkpoint is None else read_checkpoint(checkpoint)
     if content is None and seed is not None and trainer.seed != seed:
         raise ResumeError(
             f"random_seed: received {trainer.seed}; the run has {seed}. Start the program with the "
@@ -83,7 +81,7 @@ def states_again(
             state = resume(trainer, model, state, content)
             datamodule.seed = state.seed
         division.prepare(model)
-        train, valid = sources(datamodule, stack, division.shares)
+        train, valid = sources(datamodule, stack, division.shares, trainer.limits)
         plan, policy = make_plan(trainer, train, valid), trainer.non_finite
         if content is not None:
             plan = msgspec.convert(content["plan"], Plan)
@@ -93,8 +91,9 @@ def states_again(
             _note(content, now, note)
             check_position(state, train.batches_per_epoch, content["plan"])
             take_up(train, content)
-        recorder = Recorder(IndexDigests(train), state, begin)
-        observers = Observers(plan, division.norm, reports=False, members=(recorder,))
+        recorder = Recorder(IndexDigests(train), state, begin) if recorded else None
+        members = () if recorder is None else (recorder,)
+        observers = Observers(plan, division.norm, reports=False, members=members)
         loop = Loop(
             plan,
             make_step(
@@ -114,12 +113,17 @@ def states_again(
         )
         trainer.loop = loop
         restore = None if content is None else rng_restorer(content)
+        # Steps are donated, so that hooks find in the model what they found in the run: hence the
+        # copies. What the caller draws between two states must not reach the hooks.
         for after in settled(loop.run(state, restore), updates):
-            # What the caller draws between two states must not reach the hooks.
             with preserved_rng():
-                recorder.flush()
-                entries, recorder.entries = recorder.entries, []
-                yield clone(after), entries[-1] if entries else None
+                yield clone(model.captured(after)), None if recorder is None else _last(recorder)
+
+
+def _last(recorder: Recorder) -> Entry | None:
+    recorder.flush()
+    entries, recorder.entries = recorder.entries, []
+    return entries[-1] if entries else None
 
 
 def _note(content: dict[str, Any], now: dict[str, Any], note: list[str] | None) -> None:

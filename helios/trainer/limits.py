@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -116,6 +117,11 @@ class FirstBatches(EpochSource):
     def indices(self, epoch: int, number: int) -> list[int] | None:
         """Return the indices of a batch; see `EpochSource.indices`."""
         return self._source.indices(0 if self._same else epoch, number)
+
+    def indices_from(self, epoch: int, number: int) -> Iterator[Sequence[Any]] | None:
+        """Iterate over the indices of the batches; see `EpochSource.indices_from`."""
+        found = self._source.indices_from(0 if self._same else epoch, number)
+        return None if found is None else islice(found, max(self._most - number, 0))
 
     def state_after(self, batches: int) -> dict[str, Any] | None:
         """Return the position of an iterable dataset; None at the start: each epoch begins anew."""

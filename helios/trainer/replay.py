@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from helios.core.rng import preserved_rng
-from helios.data import DataModule, mover
-from helios.functional.replay import settled
+from helios.data import DataModule
 from helios.functional.schedule import EpochEnd, EpochStart, Peek, Plan, Validate, schedule
 from helios.functional.state import TrainingState, TrainingUnit
-from helios.functional.step import make_step
-from helios.functional.trainable import init_state
-from helios.functional.tree import clone, digest
+from helios.functional.tree import digest
 from helios.model.model import Model
 from helios.plugins import Plugin
+from helios.trainer.again import states_again
 from helios.trainer.engine import as_recorded
-from helios.trainer.hooks import Hooks
-from helios.trainer.inputs import sources
-from helios.trainer.loop import Loop
-from helios.trainer.ranks.ballot import Ballot
-from helios.trainer.report import Reporter
-from helios.trainer.resuming import check_position, resume, take_up
-from helios.trainer.saving import rng_restorer
-from helios.trainer.session import session
 from helios.trainer.store import read_checkpoint, stored_state
 from helios.trainer.store.fs import OsFs
 from helios.trainer.store.reading import committed
@@ -79,35 +67,8 @@ def replay(
         plugins=plugins,
         **as_recorded(content["fingerprint"]),
     )
-    with session(trainer, model, datamodule), contextlib.ExitStack() as stack:
-        hooks = Hooks(trainer.plugins, model)
-        state = resume(trainer, model, init_state(model, trainer.seed), content)
-        division = trainer.division()
-        division.prepare(model)
-        train, valid = sources(datamodule, stack, division.shares, trainer.limits)
-        check_position(state, train.batches_per_epoch, content["plan"])
-        take_up(train, content)
-        loop = Loop(
-            plan,
-            make_step(
-                model,
-                plan,
-                engine=division.engine(Ballot(lambda: False)),
-                non_finite=content["fingerprint"]["non_finite"],
-                compile=trainer.compile,
-            ),
-            hooks,
-            train,
-            valid,
-            mover(trainer.device),
-            Reporter(),
-        )
-        trainer.loop = loop
-        # Steps are donated, so that hooks find in the model what they found in the run: hence the
-        # copies. What the caller draws between two states must not reach the hooks.
-        for after in settled(loop.run(state, rng_restorer(content)), updates):
-            with preserved_rng():
-                yield clone(model.captured(after))
+    for state, _ in states_again(trainer, model, datamodule, content, updates, recorded=False):
+        yield state
 
 
 def recorded_digests(folder: str | Path) -> dict[int, str]:

@@ -146,3 +146,13 @@ def test_it_stands_for_all_of_a_source():
     """It never calls the constructor of a source, so what it does not override would fail."""
     public = {name for name in vars(EpochSource) if not name.startswith("_")}
     assert public - {"batches_per_epoch"} <= vars(FirstBatches).keys()
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_indices_in_a_row_are_those_one_by_one(same):
+    data = helios.data.from_datasets(train=(torch.arange(20.0),), batch_size=3)
+    data.setup()
+    first = FirstBatches(source_of(data.train_dataloader()), 4, same=same)
+    for epoch in range(2):
+        in_a_row = [list(batch) for batch in first.indices_from(epoch, 1)]
+        assert in_a_row == [first.indices(epoch, number) for number in range(1, 4)]
