@@ -15,7 +15,9 @@ from torch.nn.parameter import is_lazy
 from helios.core.rng import preserved_rng
 from helios.functional.binding import in_mode
 from helios.functional.tree import leaves
+from helios.model.imperative import ImperativeModel
 from helios.model.model import Model
+from helios.model.trained import modules_of
 
 _INDENT = "  "
 
@@ -110,7 +112,8 @@ def summary(model: nn.Module, batch: Any = None, *, depth: int | None = None) ->
 
     Raises:
         ValueError: if ``depth`` is negative.
-        TypeError: if the model is no module.
+        TypeError: if the model is no module, or a batch is given with a model that trains by side
+            effect, which has no loss to call.
 
     Law:
         Model, random generators and gradients stay as they were, bit by bit
@@ -135,6 +138,13 @@ def summary(model: nn.Module, batch: Any = None, *, depth: int | None = None) ->
         model = copy.deepcopy(model, known)
         with preserved_rng():
             model.prepare()
+    if isinstance(model, ImperativeModel):
+        if batch is not None:
+            raise TypeError(
+                f"batch: received one for {type(model).__name__}, which trains by side effect and "
+                "has no loss to call; expected none, or one of its networks as the model"
+            )
+        model = _gathered(model)
     measures = None if batch is None else _measure(model, batch)
     rows = _rows(model, measures)
     parameters = list(model.parameters())
@@ -147,6 +157,14 @@ def summary(model: nn.Module, batch: Any = None, *, depth: int | None = None) ->
         sum(t.element_size() * t.numel() for t in (*parameters, *buffers) if not is_lazy(t)),
         None if measures is None else measures.flops,
     )
+
+
+def _gathered(model: ImperativeModel) -> nn.Module:
+    """Return a module that has the networks of a model, which are plain attributes there."""
+    gathered: nn.Module = type(type(model).__name__, (nn.Module,), {})()
+    for path, module in modules_of(vars(model)).items():
+        gathered.add_module(path.replace(".", "_"), module)
+    return gathered
 
 
 class _Measures:

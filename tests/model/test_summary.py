@@ -150,3 +150,21 @@ def test_a_trainer_prints_it(capsys):
     made = trainer(print_summary=True)
     assert made.fit(zoo.Line(), Batches(zoo.regression(2)))
     assert "4 parameters, 4 of them trained" in capsys.readouterr().out
+
+
+class BySideEffect(helios.ImperativeModel):
+    def setup(self, fast_init=False):
+        self._net = nn.Linear(4, 8)
+        self._heads = [nn.Linear(8, 2)]
+
+
+def test_the_networks_of_a_model_that_trains_by_side_effect_are_found():
+    model = BySideEffect("imperative")
+    table = summary(model)
+    assert [(row.path, row.kind) for row in table.rows][1:] == [
+        ("_net", "Linear"),
+        ("_heads_0", "Linear"),
+    ]
+    assert table.parameters == 4 * 8 + 8 + 8 * 2 + 2
+    with pytest.raises(TypeError, match="one of its networks"):
+        summary(model, torch.zeros(2, 4))
