@@ -46,10 +46,10 @@ def lines(folder):
 
 
 def points(folder):
-    """Return the steps and values of every tag of TensorBoard."""
+    """Return the steps and values of every tag of TensorBoard, but for what a clock says."""
     [run] = {path.parent for path in Path(folder / "runs").rglob("*tfevents*")}
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    tags = events.Tags()["scalars"]
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]
     return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
 
 

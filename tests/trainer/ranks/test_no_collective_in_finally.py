@@ -33,7 +33,7 @@ OF_TORCH = {
 OF_HELIOS = {
     # what ranks say to each other, and what is decided by that
     *("exchange", "told_by_first", "together", "once", "agree"),
-    *("after_update", "after_event", "at_end", "of_first", "merged", "whole"),
+    *("after_update", "after_event", "at_end", "of_first", "all_have", "merged", "whole"),
     # what saves on several ranks; "finish" of it has the name of what is none
     *("holds", "save_resumable", "check_same", "content_of_all"),
     *("safe_barrier", "all_reduce_tensors", "gather_into_tensor"),
