@@ -86,7 +86,7 @@ def states_again(
         if content is not None:
             plan = msgspec.convert(content["plan"], Plan)
             policy = str(content["fingerprint"].get("non_finite", policy))
-            now = fingerprint(model, datamodule, policy, trainer.compile)
+            now = fingerprint(model, datamodule, policy, trainer.compile, trainer.overfit_batches)
             now.update(division.fingerprint())
             _note(content, now, note)
             check_position(state, train.batches_per_epoch, content["plan"])

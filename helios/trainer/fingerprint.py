@@ -15,7 +15,11 @@ from helios.model.model import Model
 
 
 def fingerprint(
-    model: Model, datamodule: DataModule, non_finite: str, compile: bool | str = False
+    model: Model,
+    datamodule: DataModule,
+    non_finite: str,
+    compile: bool | str = False,
+    overfit_batches: int | None = None,
 ) -> dict[str, str | int | bool]:
     """Return what must be equal for a resume of this training to be bit-exact.
 
@@ -24,10 +28,12 @@ def fingerprint(
         non_finite: the policy for updates that are not finite.
         datamodule: its data; the micro-batch is left out where a loader of the user's makes it.
         compile: whether the step is compiled, and by which backend.
+        overfit_batches: how many batches there are in every epoch again; None for all.
     """
     values = environment(model.device)
     values["non_finite"] = non_finite
     values["compiled"] = backend_of(compile) or "no"
+    values["overfit_batches"] = overfit_batches or 0
     values["precision"] = model.precision.compute
     if custom_step(model) is None:
         values["optimizer"] = ", ".join(

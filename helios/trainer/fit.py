@@ -109,8 +109,9 @@ def fit(trainer: Trainer, model: Model, datamodule: DataModule) -> None:
         prefetch_to(trainer.device, train, valid)
         plan = make_plan(trainer, train, valid)
         check_same(ranks, state, plan)
-        environment_now = fingerprint(model, datamodule, trainer.non_finite, compile)
-        environment_now["overfit_batches"] = trainer.overfit_batches or 0
+        environment_now = fingerprint(
+            model, datamodule, trainer.non_finite, compile, trainer.overfit_batches
+        )
         environment_now.update(division.fingerprint())
         loggers = open_logs(trainer, model, content, stack, state.current_iteration + 1)
         _introduce(

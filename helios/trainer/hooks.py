@@ -11,6 +11,7 @@ from helios.model.hooks import ModelHooks, overridden
 from helios.model.imperative import ImperativeModel
 from helios.model.model import Model
 from helios.plugins import Plugin, PluginSet
+from helios.trainer.lookahead import close
 
 Hook = Callable[..., Any]
 
@@ -114,9 +115,7 @@ def _told(batches: Iterator[Any], tell: Callable[[Any, float], Any]) -> Iterator
             tell(batch, time.perf_counter() - before)
             yield batch
     finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
+        close(batches)
 
 
 _END = object()

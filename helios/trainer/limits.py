@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from helios.data import EpochSource, source_of
 from helios.data.prefetch import Lane
 from helios.functional.share import Shares
+from helios.trainer.lookahead import close
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -104,15 +105,9 @@ class FirstBatches(EpochSource):
 
     def _first(self, batches: Iterator[Any], start: int) -> Iterator[Any]:
         try:
-            for _ in range(start, self._most):
-                batch = next(batches, _END)
-                if batch is _END:
-                    return
-                yield batch
+            yield from islice(batches, max(self._most - start, 0))
         finally:
-            close = getattr(batches, "close", None)
-            if close is not None:
-                close()
+            close(batches)
 
     def indices(self, epoch: int, number: int) -> list[int] | None:
         """Return the indices of a batch; see `EpochSource.indices`."""
@@ -134,9 +129,6 @@ class FirstBatches(EpochSource):
     def close(self) -> None:
         """End the iteration in progress and all workers of the source."""
         self._source.close()
-
-
-_END = object()
 
 
 def _another(loaders: Any, first: Any) -> Any:

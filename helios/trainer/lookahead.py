@@ -49,7 +49,12 @@ class Lookahead:
     def close(self) -> None:
         """Let go of the epoch and of what was fetched of it."""
         self._ahead.clear()
-        close = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
+        close(self._batches)
         self._batches = iter(())
+
+
+def close(batches: Iterator[Any]) -> None:
+    """End an iteration before its end, if it can be: workers and files are let go of."""
+    end = getattr(batches, "close", None)
+    if end is not None:
+        end()

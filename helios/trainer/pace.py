@@ -19,6 +19,9 @@ class Pace:
     """
 
     def __init__(self, updates: int) -> None:
+        self._begin(updates)
+
+    def _begin(self, updates: int) -> None:
         self._updates = updates
         self._samples = 0
         self._waited = self._took = 0.0
@@ -49,5 +52,5 @@ class Pace:
                 "speed/samples_per_second": self._samples / took,
                 "speed/waiting_for_data": self._waited / took,
             }
-        self.__init__(updates)  # type: ignore[misc]
+        self._begin(updates)
         return found

@@ -130,7 +130,8 @@ def run_again(
         division.prepare(model)
         train, valid = sources(datamodule, stack, division.shares, trainer.limits)
         _check_data(crash, train, valid)
-        now = {**fingerprint(model, datamodule, policy), **division.fingerprint()}
+        now = fingerprint(model, datamodule, policy, overfit_batches=trainer.overfit_batches)
+        now.update(division.fingerprint())
         lost = lost_promises(crash.fingerprint, now)
         if lost is not None:
             warnings.warn(

@@ -12,7 +12,7 @@ from helios.data import DataModule
 from helios.functional.state import TrainingState
 from helios.loggers.log import Log
 from helios.model.model import Model
-from helios.trainer.in_memory import NOTHING, Left
+from helios.trainer.in_memory import NOTHING, Left, whereabouts
 from helios.trainer.ranks.group import Ranks
 
 if TYPE_CHECKING:
@@ -144,11 +144,7 @@ class RunInProgress:
         """Say in words where the run in progress is."""
         if self.loop is None:
             return "before the first step"
-        state = self.loop.state
-        return (
-            f"epoch {state.global_epoch}, update {state.current_iteration}, micro-batch "
-            f"{state.global_iteration}"
-        )
+        return whereabouts(self.loop.state)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what goes to the processes of a run: nothing that belongs to this one."""
