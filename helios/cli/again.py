@@ -94,12 +94,6 @@ def run_program(folder: Path, program: Sequence[str], act: Callable[[Any, Any, A
         raise UnusableError(problem)
 
 
-def counters_of(manifest: Manifest) -> tuple[int, int]:
-    """Return the updates and the micro-batches of a checkpoint."""
-    counters = manifest.counters
-    return int(counters["current_iteration"]), int(counters["global_iteration"])
-
-
 class Update(msgspec.Struct, frozen=True):
     """What is shown of a recorded update; floats that are no numbers are None."""
 
